@@ -1,0 +1,48 @@
+"""How the tensors of one slice get into a model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from runtime.spi.checkpoint import Checkpoint
+from runtime.spi.span import LayerSpan
+
+if TYPE_CHECKING:
+    from mlx import nn
+
+
+class LoadOptions(msgspec.Struct, frozen=True):
+    """How weights are kept once loaded. Every stage of a model uses the same."""
+
+    dtype: str
+    """MLX's name of the floating-point type to compute in: ``float32``, ``bfloat16`` or ``float16``."""
+    dequantize: bool
+    """Whether quantized weights are expanded to ``dtype`` at load (faster on a CPU, and larger)."""
+
+
+class ModelFamily(ABC):
+    """A group of architectures that load alike.
+
+    The executor takes the model that :meth:`build` makes, turns the layers outside the slice into ghosts, and only
+    then calls :meth:`load`: what ``model.parameters()`` names at that point is what the slice owns.
+    All methods run on the compute thread and may block.
+    """
+
+    @abstractmethod
+    def refusal(self, checkpoint: Checkpoint) -> str | None:
+        """Say why this family does not run the model, or None if it does. Nothing is imported for an unknown type."""
+
+    @abstractmethod
+    def build(self, config: dict[str, Any]) -> nn.Module:
+        """Make the whole module tree from ``config.json``, lazily: no weight is allocated."""
+
+    @abstractmethod
+    def load(self, model: nn.Module, checkpoint: Checkpoint, span: LayerSpan, options: LoadOptions) -> None:
+        """Load exactly the tensors that the model owns, strictly, and evaluate them.
+
+        Raises:
+            CheckpointCorrupt: a tensor is missing, has the wrong shape, or cannot be read.
+        """
