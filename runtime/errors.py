@@ -202,3 +202,14 @@ class PeerUnreachable(WireError):
     """There is no link to that node."""
 
     code = "peer_unreachable"
+
+
+def fault_named(code: str) -> type[RuntimeFault]:
+    """Return the class with this code, so that a fault keeps its type between nodes; the base for an unknown one."""
+    pending: list[type[RuntimeFault]] = [RuntimeFault]
+    while pending:
+        cls = pending.pop()
+        if cls.code == code:
+            return cls
+        pending.extend(cls.__subclasses__())
+    return RuntimeFault

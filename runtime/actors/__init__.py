@@ -1,0 +1,40 @@
+"""Actors: state behind a mailbox, supervised, addressed alike here and on other nodes."""
+
+from runtime.actors.actor import Actor, Context
+from runtime.actors.cell import ReplyTo
+from runtime.actors.mailbox import Mailbox, Overflow
+from runtime.actors.message import Down, Lane, Message, Request, UnknownTag, message_type, tag_of
+from runtime.actors.ref import CURRENT, ActorRef
+from runtime.actors.restart import Restart, RestartBudget
+from runtime.actors.signal import Answer, Ask, Failure, Gone, Signal, Tell, Transport, Unwatch, Watch, lane_of
+from runtime.actors.system import ActorSystem
+
+__all__ = [
+    "CURRENT",
+    "Actor",
+    "ActorRef",
+    "ActorSystem",
+    "Answer",
+    "Ask",
+    "Context",
+    "Down",
+    "Failure",
+    "Gone",
+    "Lane",
+    "Mailbox",
+    "Message",
+    "Overflow",
+    "ReplyTo",
+    "Request",
+    "Restart",
+    "RestartBudget",
+    "Signal",
+    "Tell",
+    "Transport",
+    "UnknownTag",
+    "Unwatch",
+    "Watch",
+    "lane_of",
+    "message_type",
+    "tag_of",
+]

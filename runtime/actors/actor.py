@@ -1,0 +1,105 @@
+"""What the author of an actor writes, and what an actor may do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from runtime.actors.mailbox import DEFAULT_CAPACITY, Overflow
+from runtime.actors.message import Message, Request
+from runtime.actors.ref import ActorRef
+from runtime.actors.restart import Restart
+
+if TYPE_CHECKING:
+    from runtime.actors.cell import Cell, ReplyTo
+
+R = TypeVar("R", bound="Message | None")
+
+
+class Actor:
+    """State behind a mailbox: one message at a time, so that nothing in here needs a lock.
+
+    Subclasses match on the message's type in :meth:`receive`. For a :class:`~runtime.actors.message.Request` the
+    value returned is the reply. Raising a :class:`~runtime.errors.RuntimeFault` there is an answer too: the asker
+    gets it, and the actor lives on. Any other exception is a failure, and the supervisor decides.
+    """
+
+    capacity: int = DEFAULT_CAPACITY
+    overflow: Overflow = Overflow.REJECT
+    context: Context
+    """Set before :meth:`started` is called."""
+
+    async def started(self) -> None:
+        """Run before the first message, and again after each restart."""
+
+    async def receive(self, message: Message) -> Message | None:
+        """Handle one message."""
+        raise NotImplementedError
+
+    async def stopped(self) -> None:
+        """Run after the last message of a life, also before a restart. The children are stopped by then."""
+
+
+class Context:
+    """What an actor may do: its own address, its messages to others, its children and its tasks."""
+
+    def __init__(self, cell: Cell) -> None:
+        self._cell = cell
+        self._system = cell.system
+
+    @property
+    def self_ref(self) -> ActorRef:
+        """The actor's own address."""
+        return self._cell.ref
+
+    @property
+    def node(self) -> str:
+        """The name of this node."""
+        return self._system.node
+
+    def tell(self, target: ActorRef, message: Message) -> None:
+        """Queue a message for an actor; return once it is admitted locally, which is all that is promised.
+
+        Raises:
+            ActorStopped: a local target does not exist any more.
+            MailboxFull: the target's mailbox, or the link to its node, takes no more.
+            PeerUnreachable: there is no link to the target's node.
+        """
+        self._system.tell(target, message)
+
+    async def ask(self, target: ActorRef, request: Request[R], timeout: float) -> R:
+        """Send a request and wait for its reply, at most ``timeout`` seconds.
+
+        Raises:
+            AskTimeout: no reply came in time. It may still be acted upon.
+            RuntimeFault: whatever the callee answered with, or why it could not be reached.
+        """
+        return await self._system.ask(target, request, timeout)
+
+    def reply_later(self) -> ReplyTo:
+        """Take over the answering of the request in hand; what ``receive`` returns is then not the reply."""
+        return self._cell.take_reply()
+
+    def monitor(self, target: ActorRef) -> None:
+        """Receive one :class:`~runtime.actors.message.Down` when the target is gone, at once if it is already."""
+        self._system.monitor(self._cell.ref, target)
+
+    def demonitor(self, target: ActorRef) -> None:
+        """Take a monitor back; a ``Down`` already in the mailbox still arrives."""
+        self._system.demonitor(self._cell.ref, target)
+
+    def spawn(self, factory: Callable[[], Actor], name: str, restart: Restart = Restart.PERMANENT) -> ActorRef:
+        """Start a child: it stops when this actor stops, and its failure beyond repair is this actor's failure."""
+        return self._system.spawn(factory, name, restart=restart, parent=self._cell)
+
+    def stop(self, target: ActorRef) -> None:
+        """Ask a local actor to stop after the message it is handling."""
+        self._system.stop(target)
+
+    def stop_self(self) -> None:
+        """Stop after the message in hand."""
+        self._system.stop(self._cell.ref)
+
+    def start_task(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Run something beside the mailbox. It ends with the actor's life, and its failure is the actor's failure."""
+        self._cell.start_task(work, name)
