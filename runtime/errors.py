@@ -6,6 +6,7 @@ RuntimeFault
 ├── InvalidRequest              a client asked for something malformed or impossible
 │   ├── UnsupportedParameter    a known parameter that this runtime does not implement
 │   ├── ContextExceeded         the prompt does not fit the model's context
+│   ├── MethodNotAllowed        the route is there, for another HTTP method
 │   └── TooLarge                a body, message or frame is over its limit
 ├── Unauthorized                the API key is missing or wrong
 ├── Forbidden                   the Host or Origin is not allowed
@@ -77,6 +78,13 @@ class ContextExceeded(InvalidRequest):
     """The prompt does not fit the model's context."""
 
     code = "context_length_exceeded"
+
+
+class MethodNotAllowed(InvalidRequest):
+    """The route is there, for another HTTP method."""
+
+    code = "method_not_allowed"
+    http_status = 405
 
 
 class TooLarge(InvalidRequest):

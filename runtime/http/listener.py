@@ -1,0 +1,137 @@
+"""The listening socket and uvicorn around it, as a block that the node enters and leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import msgspec
+import uvicorn
+from starlette.types import ASGIApp
+
+from runtime.errors import ConfigError
+from runtime.http.access import is_loopback, is_wildcard
+from runtime.http.settings import DEFAULT_PORT, HttpSettings
+
+_BACKLOG = 2048
+_LAST_WORDS_SECONDS = 2.0
+"""How long cancelled requests may take to tell their clients."""
+
+
+class Listener(msgspec.Struct, frozen=True):
+    """A server that is accepting connections."""
+
+    host: str
+    port: int
+    """The real one, where the settings said 0."""
+
+    @property
+    def url(self) -> str:
+        """Where a client on this machine reaches it."""
+        host = "127.0.0.1" if is_wildcard(self.host) else self.host
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """Where clients reach it: the one for this machine first, then that for others, if it listens to them."""
+        if not is_wildcard(self.host):
+            return (self.url,)
+        return (self.url, f"http://{socket.gethostname().lower()}:{self.port}")
+
+
+class _Server(uvicorn.Server):
+    """Signals belong to the node, which has more to stop than this server."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@asynccontextmanager
+async def serve(app: ASGIApp, settings: HttpSettings) -> AsyncIterator[Listener]:
+    """Serve ``app`` for the length of the block.
+
+    The port is bound before anything else. On leaving, no new connection is accepted, requests in progress have
+    ``settings.shutdown_seconds`` to finish, and are then cancelled.
+
+    Raises:
+        ConfigError: the address cannot be listened on, or others could reach it and no API key is set.
+    """
+    if not is_loopback(settings.host) and not settings.api_key:
+        raise ConfigError(
+            f"http.host = {settings.host!r} lets other machines in, which needs a key; set http.api_key, "
+            "or listen on 127.0.0.1",
+            param="http.api_key",
+        )
+    sockets = _bind(settings.host, settings.port)
+    listener = Listener(host=settings.host, port=sockets[0].getsockname()[1])
+    server = _Server(
+        uvicorn.Config(
+            app,
+            loop="none",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            backlog=_BACKLOG,
+            timeout_graceful_shutdown=settings.shutdown_seconds,
+        )
+    )
+    task = asyncio.create_task(server.serve(sockets=sockets), name=f"http server on port {listener.port}")
+    try:
+        yield listener
+    finally:
+        server.should_exit = True
+        await task
+        leftover = set(server.server_state.tasks)
+        if leftover:
+            await asyncio.wait(leftover, timeout=_LAST_WORDS_SECONDS)
+
+
+def _bind(host: str, port: int) -> list[socket.socket]:
+    """Listen on every address that ``host`` means, all with one port."""
+    try:
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise ConfigError(
+            f"http.host = {host!r} is not an address of this machine: {error}", param="http.host"
+        ) from None
+    sockets: list[socket.socket] = []
+    try:
+        for family, kind, protocol, _, address in dict.fromkeys(found):
+            listening = socket.socket(family, kind, protocol)
+            sockets.append(listening)
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            # A free port is chosen by the first address, and then taken on the others.
+            chosen = port or (sockets[0].getsockname()[1] if len(sockets) > 1 else 0)
+            try:
+                listening.bind((address[0], chosen, *address[2:]))
+                # Bound is not yet taken: with SO_REUSEADDR only the second to listen is told.
+                listening.listen(_BACKLOG)
+            except OSError as error:
+                raise _refusal(host, chosen, error) from None
+            listening.setblocking(False)
+    except BaseException:
+        for listening in sockets:
+            listening.close()
+        raise
+    return sockets
+
+
+def _refusal(host: str, port: int, error: OSError) -> ConfigError:
+    if error.errno == errno.EADDRINUSE:
+        whose = " (Ollama uses it by default)" if port == DEFAULT_PORT else ""
+        return ConfigError(
+            f"port {port} on {host} is taken{whose}; stop what listens there, or start with --set http.port=<another>",
+            param="http.port",
+        )
+    if error.errno == errno.EACCES:
+        return ConfigError(f"port {port} needs privileges; choose one above 1023 as http.port", param="http.port")
+    return ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}", param="http.host")
