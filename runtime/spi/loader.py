@@ -50,6 +50,16 @@ ROLES: Mapping[Role, type[object]] = {
 }
 """What a provider of each role must be an instance of. The hook of a role is ``register_<role>``."""
 
+_NOUNS: Mapping[Role, str] = {
+    "discovery": "discovery",
+    "placement": "placement policy",
+    "memory": "memory estimator",
+    "source": "model source",
+    "family": "model family",
+    "frontend": "frontend",
+    "telemetry": "telemetry",
+}
+
 COMMANDS_HOOK = "register_commands"
 SETTINGS_HOOK = "register_settings"
 HOOKS = (SETTINGS_HOOK, *(f"register_{role}" for role in ROLES), COMMANDS_HOOK)
@@ -168,24 +178,31 @@ class Plugins:
         except RuntimeFault:
             raise
         except Exception as error:
-            raise PluginError(f"plugin {plugin} failed to make the {role} {name!r}: {_reason(error)}") from error
+            raise PluginError(
+                f"plugin {plugin} failed to make the {_NOUNS[role]} {name!r}: {_reason(error)}"
+            ) from error
         if not isinstance(provider, ROLES[role]):
             raise PluginError(
-                f"plugin {plugin} made a {type(provider).__name__} for the {role} {name!r}; "
+                f"plugin {plugin} made a {type(provider).__name__} for the {_NOUNS[role]} {name!r}; "
                 f"it must be a runtime.spi.{ROLES[role].__name__}"
             )
         return provider
 
     def _missing(self, role: Role, name: str) -> str:
         known = self.names(role)
-        message = f"there is no {role} called {name!r}"
+        message = f"there is no {_NOUNS[role]} called {name!r}"
         blamed = [
             plugin.record
             for plugin in self._plugins
             if not plugin.loaded() and (plugin.name == name or (role, name) in plugin.providers)
         ]
         if blamed:
-            why = "; ".join(f"plugin {record.name} is {record.status}: {record.reason}" for record in blamed)
+            why = "; ".join(
+                f"plugin {record.name} failed: {record.reason}"
+                if record.status == "failed"
+                else f"plugin {record.name} is {record.reason}"
+                for record in blamed
+            )
             return f"{message}, because {why}"
         nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         if nearest:
