@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -40,8 +41,17 @@ class ModelFamily(ABC):
         """Make the whole module tree from ``config.json``, lazily: no weight is allocated."""
 
     @abstractmethod
-    def load(self, model: nn.Module, checkpoint: Checkpoint, span: LayerSpan, options: LoadOptions) -> None:
+    def load(
+        self,
+        model: nn.Module,
+        checkpoint: Checkpoint,
+        span: LayerSpan,
+        options: LoadOptions,
+        progress: Callable[[int, int], None],
+    ) -> None:
         """Load exactly the tensors that the model owns, strictly, and evaluate them.
+
+        ``progress`` is called with the bytes evaluated so far and the bytes in all.
 
         Raises:
             CheckpointCorrupt: a tensor is missing, has the wrong shape, or cannot be read.

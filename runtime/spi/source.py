@@ -35,6 +35,8 @@ class ModelListing(msgspec.Struct, frozen=True):
     """Size of its files."""
     modified: float
     """Seconds since the epoch."""
+    path: Path | None = None
+    """Its folder, if :meth:`ModelSource.fetch` would return it without downloading or converting anything."""
 
 
 class ModelSource(ABC):

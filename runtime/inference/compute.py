@@ -1,0 +1,115 @@
+"""The one thread that MLX runs on.
+
+MLX must not run on the event loop: a forward pass would stop the heartbeats. It must not run on several threads
+either: its default stream and random state belong to a thread. ``mx.eval`` releases the GIL, so the event loop goes
+on while this thread waits for a result.
+
+A job has two halves. ``dispatch`` builds the graph and starts it; the ``collect`` it returns waits for the numbers.
+While one job is being computed the next is dispatched already, so the device never waits for Python.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+Collect = Callable[[], T]
+Dispatch = Callable[[], Collect[T]]
+
+
+class _Job:
+    __slots__ = ("dispatch", "done", "loop")
+
+    def __init__(
+        self,
+        dispatch: Dispatch[Any],
+        done: Callable[[Any, BaseException | None], None],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self.dispatch = dispatch
+        self.done = done
+        self.loop = loop
+
+    def finish(self, value: Any, error: BaseException | None) -> None:
+        try:
+            self.loop.call_soon_threadsafe(self.done, value, error)
+        except RuntimeError:
+            # The loop closed while the job ran: the node is gone, and with it whoever wanted the result.
+            return
+
+
+class ComputeThread:
+    """Runs jobs in the order they are submitted."""
+
+    def __init__(self) -> None:
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="compute", daemon=True)
+        self._thread.start()
+
+    def submit(self, dispatch: Dispatch[T], done: Callable[[T | None, BaseException | None], None]) -> None:
+        """Queue a job; ``done(value, error)`` is called on the event loop that submits it."""
+        self._jobs.put(_Job(dispatch, done, asyncio.get_running_loop()))
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Run a plain function on the thread, after the jobs before it, and wait for its result."""
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+        def done(value: T | None, error: BaseException | None) -> None:
+            if future.done():  # the waiter was cancelled
+                return
+            if error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(value)  # type: ignore[arg-type]  # without an error there is a value, maybe None
+
+        def dispatch() -> Collect[T]:
+            value = work()
+            return lambda: value
+
+        self.submit(dispatch, done)
+        return await future
+
+    def close(self, timeout: float) -> bool:
+        """Let the thread end after the jobs in hand; return whether it did in time."""
+        self._jobs.put(None)
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _work(self) -> None:
+        started: tuple[_Job, Collect[Any]] | None = None
+        while True:
+            try:
+                job = self._jobs.get(block=started is None)
+            except queue.Empty:
+                job = None
+            else:
+                if job is None:
+                    if started is not None:
+                        _collect(*started)
+                    return
+            following = _dispatch(job) if job is not None else None
+            if started is not None:
+                _collect(*started)
+            started = following
+
+
+def _dispatch(job: _Job) -> tuple[_Job, Collect[Any]] | None:
+    try:
+        return job, job.dispatch()
+    except BaseException as error:  # noqa: BLE001 - it is handed to whoever submitted the job
+        job.finish(None, error)
+        return None
+
+
+def _collect(job: _Job, collect: Collect[Any]) -> None:
+    try:
+        value = collect()
+    except BaseException as error:  # noqa: BLE001 - it is handed to whoever submitted the job
+        job.finish(None, error)
+    else:
+        job.finish(value, None)

@@ -1,0 +1,212 @@
+"""What sessions, drivers and stages say to each other.
+
+A request's way::
+
+    session ── Submit ──> driver ── OpenSequence, Step ──> first stage ── Hidden ──> … last stage
+    session <── Token ─── driver <────────────────── Sampled, Prefilled ─────────────────┘
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from runtime.actors import ActorRef, Lane, Message, Request
+from runtime.spi import LayerSpan, LoadOptions, Sampling
+from runtime.wire import Tensor
+
+# -- a node's stages, asked by a driver ---------------------------------------------------------------------------
+
+
+class StageOpened(Message, frozen=True, tag="stage.opened"):
+    """A slice is loaded."""
+
+    stage: ActorRef
+    bytes: int
+    """Weights in memory."""
+    seconds: float
+
+
+class OpenStage(Request[StageOpened], frozen=True, tag="stage.open"):
+    """Fetch what is missing, load a slice, and serve it until the driver closes it or is gone."""
+
+    model: str
+    digest: str
+    """The driver's checkpoint; a node whose files differ refuses."""
+    span: LayerSpan
+    options: LoadOptions
+    driver: ActorRef
+    reservation: int
+
+
+class LoadProgress(Message, frozen=True, tag="stage.progress"):
+    """How far a stage has come with fetching or loading, in bytes."""
+
+    model: str
+    node: str
+    step: str
+    done: int
+    total: int | None
+
+
+# -- a stage, driven by a driver ----------------------------------------------------------------------------------
+
+
+class Done(Message, frozen=True, tag="done"):
+    """The request was carried out."""
+
+
+class ConnectStage(Request[Done], frozen=True, tag="stage.connect"):
+    """Tell a stage where its output goes; the last stage has no next and answers the driver."""
+
+    next: ActorRef | None
+
+
+class OpenSequence(Request[Done], frozen=True, tag="sequence.open"):
+    """Make room for a sequence: its cache, and on the last stage its sampler."""
+
+    sequence: int
+    prompt: tuple[int, ...]
+    """The last prompt tokens that penalties look back on."""
+    sampling: Sampling
+    seed: int
+    logprobs: int | None
+
+
+class CloseSequence(Message, frozen=True, tag="sequence.close"):
+    """Forget a sequence. Steps of it that are still on their way are dropped."""
+
+    sequence: int
+
+
+class Step(Message, frozen=True, tag="sequence.step"):
+    """Run the model over the next tokens of a sequence.
+
+    ``tokens`` is None on a pipeline of one stage to mean the token that the step before samples: it can be computed
+    before anybody has seen that token.
+    """
+
+    sequence: int
+    position: int
+    """Tokens of the sequence before these."""
+    tokens: tuple[int, ...] | None
+    sample: bool
+
+
+class Hidden(Message, frozen=True, tag="sequence.hidden"):
+    """A step on its way: the hidden state (1, length, hidden) after the sending stage."""
+
+    lane: ClassVar[Lane] = Lane.BULK
+    sequence: int
+    position: int
+    hidden: Tensor
+    sample: bool
+
+
+class Sampled(Message, frozen=True, tag="sequence.sampled"):
+    """The last stage chose the token at ``position``."""
+
+    sequence: int
+    position: int
+    token: int
+    logprob: float | None
+    top: tuple[tuple[int, float], ...]
+
+
+class Prefilled(Message, frozen=True, tag="sequence.prefilled"):
+    """The last stage took in prompt tokens up to ``position`` without choosing one."""
+
+    sequence: int
+    position: int
+
+
+class StepFailed(Message, frozen=True, tag="sequence.failed"):
+    """A stage could not run a step; the sequence is lost."""
+
+    sequence: int
+    text: str
+
+
+# -- a driver, asked by sessions and the engine ---------------------------------------------------------------------
+
+
+class Submitted(Message, frozen=True, tag="driver.submitted"):
+    """The driver will generate; tokens follow."""
+
+    sequence: int
+
+
+class Submit(Request[Submitted], frozen=True, tag="driver.submit"):
+    """Generate for a session."""
+
+    session: ActorRef
+    prompt: tuple[int, ...]
+    sampling: Sampling
+    seed: int
+    max_tokens: int
+    logprobs: int | None
+    eos: tuple[int, ...]
+    """Tokens that end the text; none to go on until ``max_tokens``."""
+
+
+class Token(Message, frozen=True, tag="session.token"):
+    """The next token of a session's sequence, and why it is the last one if it is."""
+
+    index: int
+    token: int
+    logprob: float | None
+    top: tuple[tuple[int, float], ...]
+    reason: str | None = None
+
+
+class SequenceFailed(Message, frozen=True, tag="session.failed"):
+    """A session's generation cannot go on."""
+
+    code: str
+    text: str
+
+
+class Cancel(Message, frozen=True, tag="driver.cancel"):
+    """A session wants no more tokens."""
+
+    sequence: int
+
+
+class Ready(Message, frozen=True, tag="driver.ready"):
+    """A model is being served."""
+
+    driver: ActorRef
+    digest: str
+    context: int
+
+
+class AwaitReady(Request[Ready], frozen=True, tag="driver.await_ready"):
+    """Answer once the model is loaded, or with why it cannot be."""
+
+    keep_alive: float | None
+
+
+class Unload(Request[Done], frozen=True, tag="driver.unload"):
+    """Stop serving once the generations in progress are done."""
+
+
+# -- a node's models, asked by engines and by other nodes -----------------------------------------------------------
+
+
+class EnsureModel(Request[Ready], frozen=True, tag="models.ensure"):
+    """Serve a model, wherever it is best, or say who serves it already."""
+
+    model: str
+    keep_alive: float | None
+
+
+class Claimed(Message, frozen=True, tag="models.claimed"):
+    """``by`` serves or is about to place the model; None leaves it to the asker."""
+
+    by: ActorRef | None
+
+
+class ClaimModel(Request[Claimed], frozen=True, tag="models.claim"):
+    """A node is about to place a model; nodes that are about to do the same yield to the lower name."""
+
+    model: str
+    node: str

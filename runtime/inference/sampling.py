@@ -1,0 +1,121 @@
+"""Choosing the next token, with mlx-lm's samplers and logits processors.
+
+Randomness is keyed by (seed, position): the token at a position depends on nothing but the logits there, the seed
+and the position. A sequence that is replayed elsewhere continues with the very same text.
+"""
+
+from __future__ import annotations
+
+import math
+import mlx.core as mx
+from mlx_lm.sample_utils import make_logits_processors, make_sampler
+
+from runtime.errors import InvalidRequest
+from runtime.spi import Sampling
+
+
+def check_sampling(sampling: Sampling) -> None:
+    """Refuse settings that have no meaning.
+
+    Raises:
+        InvalidRequest: naming the parameter, what it was and what it may be.
+    """
+    bounds: list[tuple[str, float, float, float]] = [
+        ("temperature", sampling.temperature, 0.0, 100.0),
+        ("top_p", sampling.top_p, 0.0, 1.0),
+        ("top_k", sampling.top_k, 0, 2**31),
+        ("min_p", sampling.min_p, 0.0, 1.0),
+        ("repetition_penalty", sampling.repetition_penalty, 0.0, 100.0),
+        ("presence_penalty", sampling.presence_penalty, -2.0, 2.0),
+        ("frequency_penalty", sampling.frequency_penalty, -2.0, 2.0),
+        ("penalty_context", sampling.penalty_context, 0, 2**31),
+    ]
+    for name, value, low, high in bounds:
+        if not math.isfinite(value) or not low <= value <= high:
+            raise InvalidRequest(f"{name} is {value:g}, and must be between {low:g} and {high:g}", param=name)
+    if sampling.repetition_penalty == 0:
+        raise InvalidRequest("repetition_penalty is 0, and must be more; 1 turns it off", param="repetition_penalty")
+    for token, bias in sampling.logit_bias.items():
+        if not math.isfinite(bias) or not -100 <= bias <= 100 or token < 0:
+            raise InvalidRequest(f"logit_bias of token {token} is {bias:g}, and must be -100 to 100", param="logit_bias")
+
+
+class TokenSampler:
+    """Samples one sequence. It runs on the compute thread and everything it returns is lazy."""
+
+    def __init__(
+        self, sampling: Sampling, seed: int, prompt: tuple[int, ...], vocabulary: int, logprobs: int | None
+    ) -> None:
+        """``prompt`` is what the penalties look back on; ``seed`` is used where the sampling states none."""
+        self._seed = seed if sampling.seed is None else sampling.seed
+        self._logprobs = logprobs
+        self._window = sampling.penalty_context
+        self._sample = make_sampler(
+            temp=sampling.temperature,
+            top_p=sampling.top_p,
+            min_p=sampling.min_p,
+            # mlx-lm refuses a top_k that keeps everything.
+            top_k=sampling.top_k if sampling.top_k < vocabulary else 0,
+        )
+        penalised = self._window > 0
+        self._processors = make_logits_processors(
+            logit_bias={token: bias for token, bias in sampling.logit_bias.items() if token < vocabulary} or None,
+            repetition_penalty=sampling.repetition_penalty if penalised and sampling.repetition_penalty != 1 else None,
+            repetition_context_size=self._window,
+            presence_penalty=sampling.presence_penalty if penalised else None,
+            presence_context_size=self._window,
+            frequency_penalty=sampling.frequency_penalty if penalised else None,
+            frequency_context_size=self._window,
+        )
+        self._greedy = sampling.temperature == 0
+        self._history = mx.array(prompt[-max(self._window, 1) :], dtype=mx.int32)
+
+    def __call__(self, logits: mx.array, position: int) -> tuple[mx.array, mx.array | None, mx.array | None]:
+        """Choose the token after ``position`` tokens.
+
+        Args:
+            logits: (1, vocabulary)
+            position: number of tokens before the one chosen.
+
+        Returns:
+            The token (1,), and if log-probabilities are wanted those of the token and of the likeliest ones:
+            (1,) and pairs of id and value (2, count), all float32 but the token.
+        """
+        for process in self._processors:
+            logits = process(self._history, logits)
+        scores = logits - mx.logsumexp(logits, keepdims=True)
+        if not self._greedy:
+            mx.random.seed(_key(self._seed, position))
+        token: mx.array = self._sample(scores)
+        if self._processors:
+            self._history = mx.concatenate([self._history, token.astype(mx.int32)])[-max(self._window, 1) :]
+        if self._logprobs is None:
+            return token, None, None
+        chosen = mx.take_along_axis(scores, token[:, None], axis=-1)[0].astype(mx.float32)
+        return token, chosen, _top(scores[0], self._logprobs)
+
+
+def _top(scores: mx.array, count: int) -> mx.array | None:
+    if count == 0:
+        return None
+    count = min(count, scores.shape[-1])
+    ids = mx.argsort(-scores)[:count]
+    return mx.stack([ids.astype(mx.float32), scores[ids].astype(mx.float32)])
+
+
+def _key(seed: int, position: int) -> int:
+    """Mix a seed and a position into 64 bits, by SplitMix64's finalizer (https://prng.di.unimi.it/splitmix64.c)."""
+    mask = (1 << 64) - 1
+    z = (seed * 0x9E3779B97F4A7C15 + (position + 1) * 0xD1B54A32D192ED03) & mask
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+    return z ^ (z >> 31)
+
+
+def collect_top(top: mx.array | None) -> tuple[tuple[int, float], ...]:
+    """Turn what :class:`TokenSampler` returned into (id, log-probability) pairs, likeliest first."""
+    if top is None:
+        return ()
+    ids, values = (row.tolist() for row in top)
+    return tuple((int(token), float(value)) for token, value in zip(ids, values, strict=True))
+

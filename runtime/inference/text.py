@@ -1,0 +1,85 @@
+"""From tokens to text that can be sent: detokenizing, and stopping at stop texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import msgspec
+
+
+class Detokenizer(Protocol):
+    """mlx-lm's streaming detokenizer."""
+
+    def add_token(self, token: int) -> None: ...
+
+    def finalize(self) -> None: ...
+
+    @property
+    def last_segment(self) -> str: ...
+
+
+class Piece(msgspec.Struct, frozen=True):
+    """Text that may be sent, and whether a stop text was met right after it."""
+
+    text: str
+    stop: str | None = None
+
+
+class StopFilter:
+    """Lets text through up to the first stop text, however the text is cut into pieces.
+
+    Text that may be the beginning of a stop text is held back until that is decided.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stop for stop in stops if stop)
+        self._held = ""
+
+    def feed(self, text: str) -> Piece:
+        """Take more text; return what may be sent now. After a piece with a stop nothing more may be fed."""
+        self._held += text
+        if not self._stops:
+            return Piece(self._take(len(self._held)))
+        met = [(self._held.find(stop), stop) for stop in self._stops if stop in self._held]
+        if met:
+            # The earliest wins; of those at one place the longest, which says most about where the text was going.
+            position, stop = min(met, key=lambda entry: (entry[0], -len(entry[1])))
+            return Piece(self._take(position), stop)
+        return Piece(self._take(len(self._held) - self._undecided()))
+
+    def finish(self) -> str:
+        """Return what is still held back: the text is over, so it was no stop text."""
+        return self._take(len(self._held))
+
+    def _take(self, length: int) -> str:
+        text, self._held = self._held[:length], self._held[length:]
+        return text
+
+    def _undecided(self) -> int:
+        """Length of the longest end of the text that begins a stop text."""
+        longest = min(len(self._held), max(len(stop) for stop in self._stops) - 1)
+        for length in range(longest, 0, -1):
+            tail = self._held[-length:]
+            if any(stop.startswith(tail) for stop in self._stops):
+                return length
+        return 0
+
+
+class TextStream:
+    """Turns a sequence's tokens into text, token by token."""
+
+    def __init__(self, detokenizer: Detokenizer, stops: Sequence[str]) -> None:
+        self._detokenizer = detokenizer
+        self._filter = StopFilter(stops)
+
+    def feed(self, token: int) -> Piece:
+        """Take a token; return the text it completes, which may be none."""
+        self._detokenizer.add_token(token)
+        return self._filter.feed(self._detokenizer.last_segment)
+
+    def finish(self) -> Piece:
+        """Take the end of the sequence; return the rest of the text."""
+        self._detokenizer.finalize()
+        piece = self._filter.feed(self._detokenizer.last_segment)
+        return piece if piece.stop is not None else Piece(piece.text + self._filter.finish())
