@@ -21,7 +21,8 @@ class Actor:
 
     Subclasses match on the message's type in :meth:`receive`. For a :class:`~runtime.actors.message.Request` the
     value returned is the reply. Raising a :class:`~runtime.errors.RuntimeFault` there is an answer too: the asker
-    gets it, and the actor lives on. Any other exception is a failure, and the supervisor decides.
+    gets it, and the actor lives on. Any other exception is a failure, and so is a fault that nobody waits for; its
+    :class:`~runtime.actors.restart.Restart` decides what follows.
     """
 
     capacity: int = DEFAULT_CAPACITY
@@ -30,14 +31,17 @@ class Actor:
     """Set before :meth:`started` is called."""
 
     async def started(self) -> None:
-        """Run before the first message, and again after each restart."""
+        """Run before the first message, and again after each restart. An exception here is a failure."""
 
     async def receive(self, message: Message) -> Message | None:
         """Handle one message."""
         raise NotImplementedError
 
     async def stopped(self) -> None:
-        """Run after the last message of a life, also before a restart. The children are stopped by then."""
+        """Run after the last message of a life, also before a restart, and even if :meth:`started` failed.
+
+        The children and tasks have ended by then, and none can be started. An exception here is a failure.
+        """
 
 
 class Context:
@@ -77,11 +81,20 @@ class Context:
         return await self._system.ask(target, request, timeout)
 
     def reply_later(self) -> ReplyTo:
-        """Take over the answering of the request in hand; what ``receive`` returns is then not the reply."""
+        """Take over the answering of the request in hand; what ``receive`` returns is then not the reply.
+
+        A reply that is still owed when this life of the actor ends is answered with ``ActorStopped``.
+
+        Raises:
+            RuntimeError: no request is in hand (the message was told), or its reply is taken already.
+        """
         return self._cell.take_reply()
 
     def monitor(self, target: ActorRef) -> None:
-        """Receive one :class:`~runtime.actors.message.Down` when the target is gone, at once if it is already."""
+        """Receive one :class:`~runtime.actors.message.Down` when the target is gone, at once if it is already.
+
+        Asking again for what is being monitored changes nothing. Monitors survive a restart of the actor.
+        """
         self._system.monitor(self._cell.ref, target)
 
     def demonitor(self, target: ActorRef) -> None:
@@ -89,7 +102,14 @@ class Context:
         self._system.demonitor(self._cell.ref, target)
 
     def spawn(self, factory: Callable[[], Actor], name: str, restart: Restart = Restart.PERMANENT) -> ActorRef:
-        """Start a child: it stops when this actor stops, and its failure beyond repair is this actor's failure."""
+        """Start a child: it stops when this life of the actor ends, also before a restart.
+
+        What ``factory`` raises now is raised here, and no child is started; on a restart it counts as a failure.
+
+        Raises:
+            ActorError: the actor has a child of this name.
+            ActorStopped: the actor is in :meth:`Actor.stopped` or over, or the node is shutting down.
+        """
         return self._system.spawn(factory, name, restart=restart, parent=self._cell)
 
     def stop(self, target: ActorRef) -> None:
@@ -101,5 +121,11 @@ class Context:
         self._system.stop(self._cell.ref)
 
     def start_task(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        """Run something beside the mailbox. It ends with the actor's life, and its failure is the actor's failure."""
+        """Run something beside the mailbox. It ends with the actor's life, and its failure is the actor's failure.
+
+        The failure is seen between two messages: ``receive`` is not interrupted.
+
+        Raises:
+            ActorStopped: the actor is in :meth:`Actor.stopped` or over.
+        """
         self._cell.start_task(work, name)

@@ -69,8 +69,13 @@ class Mailbox(Generic[Item]):
         self._system.append(item)
         self._wake()
 
+    def put_last(self, item: Item) -> None:
+        """Add an item that goes behind all user items and, as the last of them, is not refused."""
+        self._user.append(item)
+        self._wake()
+
     async def room(self) -> None:
-        """Wait until a user item can be put without being refused."""
+        """Wait until a user item can be put without being refused; put it before the next ``await``."""
         while self._overflow is Overflow.BLOCK and len(self._user) >= self._capacity:
             waiter = asyncio.get_running_loop().create_future()
             self._room.append(waiter)
@@ -97,11 +102,7 @@ class Mailbox(Generic[Item]):
         if self._system:
             return self._system.popleft()
         item = self._user.popleft()
-        while self._room:
-            waiter = self._room.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
-                break
+        self._wake_writers()
         return item
 
     def drain(self) -> list[Item]:
@@ -109,12 +110,16 @@ class Mailbox(Generic[Item]):
         items = [*self._system, *self._user]
         self._system.clear()
         self._user.clear()
-        while self._room:
-            waiter = self._room.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
+        self._wake_writers()
         return items
 
     def _wake(self) -> None:
         if self._reader is not None and not self._reader.done():
             self._reader.set_result(None)
+
+    def _wake_writers(self) -> None:
+        # All of them, not one an item: whoever is woken need not put anything, and then nobody would wake the next.
+        while self._room:
+            waiter = self._room.popleft()
+            if not waiter.done():
+                waiter.set_result(None)

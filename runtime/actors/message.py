@@ -33,9 +33,10 @@ class Request(Message, Generic[Reply], frozen=True):
 
 
 class Down(Message, frozen=True, tag="actor.down"):
-    """A monitored actor is gone. Delivered exactly once for each ``monitor``.
+    """A monitored actor is gone. Delivered exactly once for each ``monitor``, ahead of messages that still wait.
 
-    ``reason`` is ``normal``, ``failed``, ``noproc`` (it was not there) or ``noconnection`` (its node was lost).
+    ``reason`` is ``normal`` (it was stopped), ``failed``, ``killed`` (its node shut down and did not wait any longer),
+    ``noproc`` (it was not there) or ``noconnection`` (its node was lost).
     """
 
     ref: ActorRef

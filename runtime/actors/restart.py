@@ -11,14 +11,14 @@ from enum import StrEnum
 
 
 class Restart(StrEnum):
-    """Which ends of an actor lead to a restart."""
+    """What a failure of an actor leads to. A stop that was asked for, also by the actor itself, is final for all."""
 
     PERMANENT = "permanent"
-    """Every end but being stopped."""
+    """A restart; beyond the budget its parent fails too, or the node if it has none."""
     TRANSIENT = "transient"
-    """Only a failure."""
+    """A restart; beyond the budget it is given up, and only those who monitor it are told."""
     TEMPORARY = "temporary"
-    """None."""
+    """Its end."""
 
 
 class RestartBudget:

@@ -29,9 +29,35 @@ from runtime.actors.signal import (
     Watch,
     lane_of,
 )
-from runtime.errors import ActorError, ActorStopped, AskTimeout, PeerUnreachable, RuntimeFault, fault_named
+from runtime.errors import (
+    ActorError,
+    ActorStopped,
+    AskTimeout,
+    MailboxFull,
+    PeerUnreachable,
+    RuntimeFault,
+    fault_named,
+)
 
 R = TypeVar("R", bound="Message | None")
+
+CANCEL_ROUNDS = 5
+CANCEL_WAIT = 1.0
+"""How often, and how many seconds apart, a shutdown cancels actors that hold on in spite of it."""
+
+
+class _PendingAsk:
+    """A request of ours that is not answered yet."""
+
+    __slots__ = ("future", "request", "target", "timeout")
+
+    def __init__(
+        self, future: asyncio.Future[Message | None], target: ActorRef, request: type[Message], timeout: float
+    ) -> None:
+        self.future = future
+        self.target = target
+        self.request = request
+        self.timeout = timeout
 
 
 class _NoTransport:
@@ -59,13 +85,14 @@ class ActorSystem:
         self._loop = asyncio.get_running_loop()
         self._cells: dict[str, Cell] = {}
         self._spawned = itertools.count(1)
-        self._asks = itertools.count(1)
-        self._pending: dict[int, tuple[asyncio.Future[Message | None], ActorRef]] = {}
+        # Not from 1: an answer to a node's former life must not pass for one to this life.
+        self._asks = itertools.count((self.boot << 20) + 1)
+        self._pending: dict[int, _PendingAsk] = {}
         self._deadlines = Deadlines(self._expired)
-        self._watchers: dict[ActorRef, set[ActorRef]] = {}
-        """Watched actor, here or elsewhere, as it was named, to the local actors that watch it."""
+        self._watchers: dict[ActorRef, set[Cell]] = {}
+        """Watched actor, here or elsewhere, as it was named, to the local actors that watch it; never empty."""
         self._remote_watchers: dict[ActorRef, set[str]] = {}
-        """Local actor, as it was named, to the nodes that watch it."""
+        """Local actor, as it was named, to the nodes that watch it; never empty."""
         self._draining = False
 
     def now(self) -> float:
@@ -90,10 +117,12 @@ class ActorSystem:
 
         Raises:
             ActorError: the path is taken.
-            ActorStopped: the system is shutting down.
+            ActorStopped: the system is shutting down, or the parent is.
         """
         if self._draining:
             raise ActorStopped(f"node {self.node} is shutting down and starts no more actors")
+        if parent is not None and not parent.alive:
+            raise ActorStopped(f"{parent.ref} has stopped and cannot have the child {name}")
         path = f"{parent.ref.path if parent else ''}/{name}"
         if path in self._cells:
             raise ActorError(f"an actor lives at {path} on {self.node} already")
@@ -116,22 +145,30 @@ class ActorSystem:
         return "noproc" if cell is None else await asyncio.shield(cell.done)
 
     async def shut_down(self, grace: float) -> None:
-        """Drain: admit nothing, let the actors finish for ``grace`` seconds, then cancel what still runs."""
+        """Drain: admit nothing, let the actors finish what is queued for ``grace`` seconds, then cancel the rest.
+
+        What is left is answered with :class:`~runtime.errors.ActorStopped`, and so is what was asked from here.
+        """
         self._draining = True
         roots = [cell for cell in self._cells.values() if cell.parent is None]
         for cell in roots:
-            cell.stop()
-        if roots:
-            _, late = await asyncio.wait([cell.done for cell in roots], timeout=grace)
-            if late:
-                remaining = list(self._cells.values())
-                logger.warning("{} actors did not stop within {} s and are cancelled", len(remaining), grace)
-                for cell in reversed(remaining):
-                    cell.kill()
-                await asyncio.wait(late)
-        for future, target in self._pending.values():
-            if not future.done():
-                future.set_exception(ActorStopped(f"node {self.node} shut down while {target} was asked"))
+            cell.drain()
+        late = {cell.done for cell in roots}
+        if late:
+            _, late = await asyncio.wait(late, timeout=grace)
+        for _ in range(CANCEL_ROUNDS):
+            if not late:
+                break
+            remaining = list(self._cells.values())
+            logger.warning("{} actors have not stopped in time and are cancelled", len(remaining))
+            for cell in reversed(remaining):
+                cell.kill()
+            _, late = await asyncio.wait(late, timeout=CANCEL_WAIT)
+        if late:
+            logger.error("these actors ignore that they are cancelled: {}", ", ".join(map(str, self._cells)))
+        for ask in self._pending.values():
+            if not ask.future.done():
+                ask.future.set_exception(ActorStopped(f"node {self.node} shut down while {ask.target} was asked"))
         self._deadlines.close()
 
     def ended(self, cell: Cell, reason: str) -> None:
@@ -144,8 +181,8 @@ class ActorSystem:
             self._announce(named, reason)
             for node in self._remote_watchers.pop(named, ()):
                 self._send_or_log(node, Gone(named, reason))
-        for watchers in self._watchers.values():
-            watchers.discard(cell.ref)
+        for target in list(cell.watching):
+            self._unwatch(cell, target)
 
     def escalated(self, failure: Exception) -> None:
         """A permanent top-level actor is lost."""
@@ -169,7 +206,7 @@ class ActorSystem:
         """Send a request and wait; see :meth:`runtime.actors.actor.Context.ask`."""
         ask_id = next(self._asks)
         future: asyncio.Future[Message | None] = self._loop.create_future()
-        self._pending[ask_id] = (future, target)
+        self._pending[ask_id] = _PendingAsk(future, target, type(request), timeout)
         self._deadlines.add(ask_id, self._loop.time() + timeout)
         try:
             if target.node == self.node:
@@ -177,7 +214,10 @@ class ActorSystem:
                     target,
                     Envelope(
                         request,
-                        ReplyTo(lambda value: self._settle(ask_id, value), lambda fault: self._fail(ask_id, fault)),
+                        ReplyTo(
+                            lambda value: self._settle(ask_id, value, self.node),
+                            lambda fault: self._fail(ask_id, fault, self.node),
+                        ),
                     ),
                 )
             else:
@@ -186,6 +226,8 @@ class ActorSystem:
         finally:
             del self._pending[ask_id]
             self._deadlines.discard(ask_id)
+            if future.done() and not future.cancelled():
+                future.exception()  # else asyncio reports a fault that came just as the asker was cancelled
 
     def dead_letter(self, target: ActorRef, message: object, reason: str) -> None:
         """Count a message that nobody will handle."""
@@ -194,15 +236,16 @@ class ActorSystem:
 
     def monitor(self, watcher: ActorRef, target: ActorRef) -> None:
         """Send ``watcher``, a local actor, one ``Down`` when ``target`` is gone."""
-        if target.node == self.node:
-            if self._find(target) is None:
-                self._notify(watcher, Down(target, "noproc"))
-            else:
-                self._watchers.setdefault(target, set()).add(watcher)
+        cell = self._find(watcher)
+        if cell is None or target in cell.watching:
             return
+        if target.node == self.node and self._find(target) is None:
+            self._notify(cell, Down(target, "noproc"))
+            return
+        cell.watching.add(target)
         watchers = self._watchers.setdefault(target, set())
-        watchers.add(watcher)
-        if len(watchers) == 1:
+        watchers.add(cell)
+        if target.node != self.node and len(watchers) == 1:
             try:
                 self._transport.send(target.node, Watch(target), lane_of(Watch(target)))
             except RuntimeFault:
@@ -210,14 +253,9 @@ class ActorSystem:
 
     def demonitor(self, watcher: ActorRef, target: ActorRef) -> None:
         """Take a monitor back."""
-        watchers = self._watchers.get(target)
-        if watchers is None:
-            return
-        watchers.discard(watcher)
-        if not watchers:
-            del self._watchers[target]
-            if target.node != self.node:
-                self._send_or_log(target.node, Unwatch(target))
+        cell = self._find(watcher)
+        if cell is not None and target in cell.watching:
+            self._unwatch(cell, target)
 
     # -- from other nodes -------------------------------------------------------------------------------------------
 
@@ -232,28 +270,29 @@ class ActorSystem:
             case Ask(target, message, ask_id, timeout_ms):
                 self._deliver_ask(node, target, message, ask_id, timeout_ms)
             case Answer(ask_id, value):
-                self._settle(ask_id, value)
+                self._settle(ask_id, value, node)
             case Failure(ask_id, code, text):
-                self._fail(ask_id, fault_named(code)(text))
+                self._fail(ask_id, fault_named(code)(text), node)
             case Watch(target):
                 if self._find(target) is None:
                     self._send_or_log(node, Gone(target, "noproc"))
                 else:
                     self._remote_watchers.setdefault(target, set()).add(node)
             case Unwatch(target):
-                self._remote_watchers.get(target, set()).discard(node)
+                self._forget_remote_watcher(target, node)
             case Gone(target, reason):
-                self._announce(target, reason)
+                if target.node == node:
+                    self._announce(target, reason)
 
     def node_lost(self, node: str, reason: str = "noconnection") -> None:
         """The link to a node is gone: what was asked of it fails, what was watched on it is down."""
-        for future, target in list(self._pending.values()):
-            if target.node == node and not future.done():
-                future.set_exception(PeerUnreachable(f"node {node} was lost while {target} was asked"))
+        for ask in self._pending.values():
+            if ask.target.node == node and not ask.future.done():
+                ask.future.set_exception(PeerUnreachable(f"node {node} was lost while {ask.target} was asked"))
         for target in [target for target in self._watchers if target.node == node]:
             self._announce(target, reason)
-        for watchers in self._remote_watchers.values():
-            watchers.discard(node)
+        for target in list(self._remote_watchers):
+            self._forget_remote_watcher(target, node)
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
@@ -267,7 +306,10 @@ class ActorSystem:
         cell = self._find(target)
         if cell is None or cell.stopping:
             raise ActorStopped(f"no actor lives at {target} any more")
-        dropped = cell.mailbox.put(envelope)
+        try:
+            dropped = cell.mailbox.put(envelope)
+        except MailboxFull as full:
+            raise MailboxFull(f"{target} does not take {type(envelope.message).__name__}: {full.message}") from None
         if isinstance(dropped, Envelope):
             self.dead_letter(target, dropped.message, "overflow")
             if dropped.reply is not None:
@@ -276,13 +318,20 @@ class ActorSystem:
     def _deliver_ask(self, node: str, target: ActorRef, message: Message, ask_id: int, timeout_ms: int) -> None:
         del timeout_ms  # the asker's own clock decides; a late answer is dropped and counted there
         reply = ReplyTo(
-            lambda value: self._send_or_log(node, Answer(ask_id, value)),
+            lambda value: self._send_answer(node, Answer(ask_id, value)),
             lambda fault: self._send_or_log(node, Failure(ask_id, fault.code, fault.message)),
         )
         try:
             self._admit(target, Envelope(message, reply))
         except ActorError as fault:
             reply.fail(fault)
+
+    def _send_answer(self, node: str, answer: Answer) -> None:
+        """Send an answer; where it cannot travel (too large, a full queue), send why, which is small."""
+        try:
+            self._transport.send(node, answer, lane_of(answer))
+        except RuntimeFault as fault:
+            self._send_or_log(node, Failure(answer.id, fault.code, fault.message))
 
     def _send_or_log(self, node: str, signal: Signal) -> None:
         """Send what the other side will do without, if it must: its link is down, and it knows."""
@@ -291,30 +340,50 @@ class ActorSystem:
         except RuntimeFault as fault:
             logger.debug("{} for {} is not sent: {}", type(signal).__name__, node, fault)
 
-    def _settle(self, ask_id: int, value: Message | None) -> None:
-        entry = self._pending.get(ask_id)
-        if entry is None or entry[0].done():
-            self.dead_letters["late_reply"] += 1
-        else:
-            entry[0].set_result(value)
+    def _settle(self, ask_id: int, value: Message | None, node: str) -> None:
+        if (ask := self._awaited(ask_id, node)) is not None:
+            ask.future.set_result(value)
 
-    def _fail(self, ask_id: int, fault: RuntimeFault) -> None:
-        entry = self._pending.get(ask_id)
-        if entry is None or entry[0].done():
+    def _fail(self, ask_id: int, fault: RuntimeFault, node: str) -> None:
+        if (ask := self._awaited(ask_id, node)) is not None:
+            ask.future.set_exception(fault)
+
+    def _awaited(self, ask_id: int, node: str) -> _PendingAsk | None:
+        """Return the request that ``node`` answers, or count the answer as late."""
+        ask = self._pending.get(ask_id)
+        if ask is None or ask.future.done() or ask.target.node != node:
             self.dead_letters["late_reply"] += 1
-        else:
-            entry[0].set_exception(fault)
+            return None
+        return ask
 
     def _expired(self, ask_id: int) -> None:
-        entry = self._pending.get(ask_id)
-        if entry is not None and not entry[0].done():
-            entry[0].set_exception(AskTimeout(f"{entry[1]} did not answer in time"))
+        ask = self._pending.get(ask_id)
+        if ask is not None and not ask.future.done():
+            ask.future.set_exception(
+                AskTimeout(f"{ask.target} did not answer {ask.request.__name__} within {ask.timeout:g} s")
+            )
 
     def _announce(self, target: ActorRef, reason: str) -> None:
-        for watcher in self._watchers.pop(target, ()):
-            self._notify(watcher, Down(target, reason))
+        for cell in self._watchers.pop(target, ()):
+            cell.watching.discard(target)
+            self._notify(cell, Down(target, reason))
 
-    def _notify(self, watcher: ActorRef, down: Down) -> None:
-        cell = self._find(watcher)
-        if cell is not None and not cell.stopping:
+    def _notify(self, cell: Cell, down: Down) -> None:
+        if not cell.stopping:
             cell.mailbox.put_system(Envelope(down, None))
+
+    def _unwatch(self, cell: Cell, target: ActorRef) -> None:
+        cell.watching.discard(target)
+        watchers = self._watchers[target]
+        watchers.discard(cell)
+        if not watchers:
+            del self._watchers[target]
+            if target.node != self.node:
+                self._send_or_log(target.node, Unwatch(target))
+
+    def _forget_remote_watcher(self, target: ActorRef, node: str) -> None:
+        nodes = self._remote_watchers.get(target)
+        if nodes is not None:
+            nodes.discard(node)
+            if not nodes:
+                del self._remote_watchers[target]
