@@ -1,1 +1,25 @@
-"""Being written."""
+"""Placement policy ``even``: the same number of layers on every node."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from runtime.spi import hookimpl
+
+if TYPE_CHECKING:
+    from runtime.spi.hookspecs import Factory, PluginContext
+    from runtime.spi.placement import PlacementPolicy
+
+
+def _policy(settings: Any, context: PluginContext) -> PlacementPolicy:
+    from runtime_even.policy import EvenPlacement
+
+    del settings, context
+    return EvenPlacement()
+
+
+@hookimpl
+def register_placement(register: Callable[[str, Factory[PlacementPolicy]], None]) -> None:
+    """Register the policy."""
+    register("even", _policy)

@@ -10,6 +10,9 @@ from runtime.spi.checkpoint import Checkpoint
 from runtime.spi.family import LoadOptions
 from runtime.spi.span import LayerSpan
 
+KV_CACHE = "KV cache"
+"""Name of the part that grows with context and sequences. A policy that refuses may say how much of it to give up."""
+
 
 class Workload(msgspec.Struct, frozen=True):
     """What the slice will be asked to hold at once."""
