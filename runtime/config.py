@@ -87,6 +87,10 @@ class Config(BaseSettings):
         """Say where the value of a key such as ``http.port`` comes from."""
         return self._origins.get(tuple(key.split(".")), DEFAULT_ORIGIN)
 
+    def secrets(self) -> list[str]:
+        """Return the texts of all secrets, for the log to mask."""
+        return list(_secrets(self))
+
     def rows(self) -> list[ConfigRow]:
         """Return every key with its value and origin."""
         return list(_rows(self, (), self._origins))
@@ -105,6 +109,21 @@ def _rows(section: BaseModel, path: KeyPath, origins: Mapping[KeyPath, str]) -> 
         if value is not None and info is not None and is_secret(info):
             value = "********"
         yield ConfigRow(".".join(here), _plain(value), origins.get(here, DEFAULT_ORIGIN))
+
+
+def _secrets(value: Any) -> Iterator[str]:
+    match value:
+        case SecretStr():
+            yield value.get_secret_value()
+        case BaseModel():
+            for _, each in value:
+                yield from _secrets(each)
+        case dict():
+            for each in value.values():
+                yield from _secrets(each)
+        case list() | tuple() | set() | frozenset():
+            for each in value:
+                yield from _secrets(each)
 
 
 def _plain(value: Any) -> Any:
@@ -214,10 +233,19 @@ def _merge(model: type[Config], layers: Sequence[Layer], fitted: Sequence[Tree])
     except ValidationError as error:
         lines = []
         for path, text in lines_of(error, shown=False):
-            origins = [layer.origin(path) for layer in layers if _holds(layer.values, path)]
-            lines.append(f"{origins[-1] if origins else 'configuration'}: {'.'.join(path)}: {text}")
+            lines.append(f"{_blamed(layers, path)}: {'.'.join(path)}: {text}")
         raise ConfigError("\n".join(lines)) from None
     return config
+
+
+def _blamed(layers: Sequence[Layer], path: KeyPath) -> str:
+    """Return the origin of a value, or of the innermost section around it that any layer has."""
+    while path:
+        origins = [layer.origin(path) for layer in layers if _holds(layer.values, path)]
+        if origins:
+            return origins[-1]
+        path = path[:-1]
+    return DEFAULT_ORIGIN
 
 
 def _holds(tree: Tree, path: KeyPath) -> bool:

@@ -188,7 +188,8 @@ class _Fit:
         self.problem(path, "is not a key" + (f"; the nearest is {close}" if close else ""))
 
     def problem(self, path: KeyPath, text: str, indices: str = "") -> None:
-        self.problems.append(f"{self.layer.origin(path)}: {'.'.join(path)}{indices} {text}")
+        gap = " " if text.startswith("is ") else ": "
+        self.problems.append(f"{self.layer.origin(path)}: {'.'.join(path)}{indices}{gap}{text}")
 
 
 def _plain(value: Any) -> Any:

@@ -1,0 +1,83 @@
+"""Fixtures that tests of several parts share."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+SAMPLE = Path(__file__).parent / "sample_plugin"
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """Run asynchronous tests on asyncio, which is what the runtime runs on."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def sample_plugin(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Install the sample distribution, as its users would, and return the environment of processes that have it.
+
+    It is built from a copy, so that nothing is left in the source tree, with the build back end of the project's own
+    environment, so that nothing is downloaded.
+    """
+    folder = tmp_path_factory.mktemp("sample")
+    source, target = folder / "source", folder / "site"
+    shutil.copytree(SAMPLE, source, ignore=shutil.ignore_patterns("__pycache__"))
+    uv = os.environ.get("UV") or shutil.which("uv")
+    if uv is not None:
+        install = [uv, "pip", "install", "--python", sys.executable, "--offline", "--no-config"]
+    else:
+        install = [sys.executable, "-m", "pip", "install", "--no-index"]
+    install += ["--quiet", "--no-deps", "--no-build-isolation", "--target", str(target), str(source)]
+    done = subprocess.run(install, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, f"the sample plugin does not install:\n{done.stdout}{done.stderr}"
+    path = os.environ.get("PYTHONPATH")
+    return {**os.environ, "PYTHONPATH": f"{target}{os.pathsep}{path}" if path else str(target)}
+
+
+class PluginWriter(Protocol):
+    """Writes a distribution with one plugin into a folder, as an installer would leave it."""
+
+    def __call__(
+        self, folder: Path, name: str, source: str, *, module: str | None = None, distribution: str | None = None
+    ) -> None: ...
+
+
+@pytest.fixture
+def write_plugin() -> PluginWriter:
+    """Return a function that puts a plugin into a folder; what has the folder on its path has it installed."""
+
+    def write(
+        folder: Path, name: str, source: str, *, module: str | None = None, distribution: str | None = None
+    ) -> None:
+        module = module or f"plugin_{name}"
+        distribution = distribution or f"dist-{name}"
+        (folder / f"{module}.py").write_text(textwrap.dedent(source))
+        info = folder / f"{distribution.replace('-', '_')}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[runtime.plugins]\n{name} = {module}\n")
+
+    return write
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Return a folder that this process has on its path, for plugins to be installed into."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(str(folder))
+    before = set(sys.modules)
+    yield folder
+    for module in set(sys.modules) - before:
+        if module.startswith("plugin_"):
+            del sys.modules[module]
