@@ -16,7 +16,7 @@ import pytest
 SAMPLE = Path(__file__).parent / "sample_plugin"
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def anyio_backend() -> str:
     """Run asynchronous tests on asyncio, which is what the runtime runs on."""
     return "asyncio"

@@ -38,7 +38,8 @@ class PluginContext(msgspec.Struct, frozen=True):
 
     node: str
     data_dir: Path
-    """Folder of this node; a plugin keeps its files in a sub-folder that carries its name."""
+    """Folder for what outlasts the process (``node.data_dir``). A plugin keeps its files in a sub-folder that carries
+    its name. The nodes of one user share it, so a file is written aside and then renamed."""
     model_paths: tuple[Path, ...] = ()
     """Folders in which the user keeps models (``models.path``), in the order to look."""
 

@@ -207,7 +207,10 @@ class Plugins:
         nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         if nearest:
             message += f"; the nearest is {nearest[0]!r}"
-        return f"{message}; known: {', '.join(known) or 'none'}"
+        message += f"; known: {', '.join(known) or 'none'}"
+        # A plugin that could not even be imported may have meant to register the name.
+        failed = [plugin.name for plugin in self._plugins if plugin.record.status == "failed"]
+        return message + (f"; plugins that failed: {', '.join(failed)} (see `runtime plugins`)" if failed else "")
 
 
 def load_plugins(disabled: Collection[str] = (), *, commands_only: bool = False) -> Plugins:

@@ -135,3 +135,32 @@ def test_a_plugin_cannot_take_the_name_of_a_built_in_verb(tmp_path: Path, write_
     assert run("version", env=env).stdout == f"runtime {__version__}\n"
     done = run("--help", env=env)
     assert "warning: plugin taker offers the command 'version', which is built in; refused" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        ("ModelNotFound('no such model')", 1, "error: no such model\n"),
+        ("KeyboardInterrupt", 130, ""),
+        ("RuntimeError('a bug')", 1, "Traceback"),
+    ],
+)
+def test_how_a_verb_ends_is_told_by_its_exit_code(
+    tmp_path: Path, write_plugin: Any, raised: str, code: int, said: str
+) -> None:
+    write_plugin(
+        tmp_path,
+        "ender",
+        f"""
+        from runtime.errors import ModelNotFound
+        from runtime.spi import Command, hookimpl
+        def end():
+            raise {raised}
+        @hookimpl
+        def register_commands(register):
+            register(Command("end", end))
+        """,
+    )
+    done = run("end", env={"PYTHONPATH": str(tmp_path)})
+    assert done.returncode == code
+    assert done.stderr == said if said != "Traceback" else done.stderr.startswith(said)

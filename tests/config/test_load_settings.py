@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -104,7 +102,6 @@ def test_the_default_name_is_made_of_the_hosts(load: Load, monkeypatch: pytest.M
     assert load().node.name == "Ann-s-MacBook-2"
     monkeypatch.setattr("platform.node", lambda: "")
     assert load().node.name == "node"
-    assert len(socket.gethostname()) > 0
 
 
 def test_later_layers_win_and_each_value_remembers_its_own(load: Load, toml: Callable[..., Path]) -> None:
@@ -387,8 +384,6 @@ def test_plugins_are_disabled_by_the_last_layer_that_says_so(word: str) -> None:
     assert disabled_plugins([on, off]) == {"hub"}
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_a_file_without_permission_is_told(load: Load, toml: Callable[..., Path]) -> None:
-    file = toml("")
-    file.chmod(0)
-    assert problems(lambda: load(files=[file])) == [f"{file}: it cannot be read: Permission denied"]
+def test_a_file_that_the_system_refuses_to_read_is_told_why(load: Load, toml: Callable[..., Path]) -> None:
+    below = toml("") / "node.toml"
+    assert problems(lambda: load(files=[below])) == [f"{below}: it cannot be read: Not a directory"]

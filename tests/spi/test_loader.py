@@ -199,6 +199,14 @@ def test_an_unknown_provider_is_told_with_the_nearest_and_the_known(
     assert "there is no telemetry called 'countr'; the nearest is 'counter'; known: " in str(caught.value)
 
 
+def test_an_unknown_provider_is_told_with_the_plugins_that_may_have_meant_it(
+    site: Path, write_plugin: Any, tmp_path: Path
+) -> None:
+    write_plugin(site, "broken", "raise RuntimeError('no disk')")
+    with pytest.raises(PluginError, match=r"plugins that failed: .*broken.* \(see `runtime plugins`\)"):
+        load_plugins().make("telemetry", "gauge", {}, context(tmp_path))
+
+
 def test_a_selected_plugin_that_failed_or_is_disabled_is_told_with_the_reason(
     site: Path, write_plugin: Any, tmp_path: Path
 ) -> None:
