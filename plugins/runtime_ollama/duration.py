@@ -6,7 +6,7 @@ import re
 from datetime import UTC, datetime
 
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-_TERM = re.compile(r"(\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h)")
+_TERM = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)")
 NANOSECONDS = 1_000_000_000
 _FOR_EVER = datetime(2318, 1, 1, tzinfo=UTC).timestamp()
 """Ollama shows "never" as a time some centuries away; clients cannot parse an absent one."""
@@ -21,7 +21,7 @@ def parse_duration(text: str) -> float:
         ValueError: the text is no duration.
     """
     sign, magnitude = (-1.0, text[1:]) if text.startswith("-") else (1.0, text.removeprefix("+"))
-    if re.fullmatch(r"\d+\.?\d*", magnitude, re.ASCII):
+    if re.fullmatch(r"[0-9]+\.?[0-9]*", magnitude):
         return sign * float(magnitude)
     terms = list(_TERM.finditer(magnitude))
     if not terms or "".join(term.group() for term in terms) != magnitude:

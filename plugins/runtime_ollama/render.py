@@ -43,8 +43,8 @@ class Logprob(msgspec.Struct, frozen=True):
 class Answer(msgspec.Struct, frozen=True):
     """The message of a chat's line."""
 
+    role: str
     content: str
-    role: str = "assistant"
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,7 +105,7 @@ class Renderer:
         return Line(
             model=self._model,
             created_at=rfc3339(time.time_ns()),
-            message=Answer(text) if self._chat else UNSET,
+            message=Answer("assistant", text) if self._chat else UNSET,
             response=UNSET if self._chat else text,
             logprobs=logprobs,
             done=done,

@@ -12,15 +12,19 @@ from runtime.spi.body import StrictBody
 from runtime_ollama.duration import parse_duration
 
 MAX_TOP_LOGPROBS = 20
+LONGEST_SECONDS = 2**63 / 1e9
+"""Go counts nanoseconds in 64 bits."""
 
 
 def _keep_alive(value: Any) -> Any:
     if value is None:
         return None
     if isinstance(value, str):
-        return parse_duration(value)
+        value = parse_duration(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError('must be seconds, or a duration such as "5m" or "1h30m"')  # noqa: TRY004 - pydantic reports ValueErrors only
+    if not abs(value) < LONGEST_SECONDS:
+        raise ValueError("is longer than 292 years; use -1 to keep the model for ever")
     return float(value)
 
 

@@ -91,7 +91,7 @@ class ChatForm(Form):
     def choice(self, choice: Choice, scored: bool) -> ChatChoice:
         """A message."""
         logprobs = ChatLogprobs.of(choice.tokens) if scored else None
-        return ChatChoice(choice.index, Answer(choice.text), choice.finish_reason, logprobs)
+        return ChatChoice(choice.index, Answer("assistant", choice.text), choice.finish_reason, logprobs)
 
     def opening(self, choice: Choice) -> ChatChunkChoice:
         """The role."""

@@ -113,8 +113,8 @@ class TextLogprobs(msgspec.Struct, frozen=True):
 class Answer(msgspec.Struct, frozen=True):
     """The message of a chat's choice."""
 
+    role: str
     content: str
-    role: str = "assistant"
     refusal: None = None
 
 

@@ -63,6 +63,11 @@ def explain(errors: Sequence[Mapping[str, Any]], model: type[BaseModel] | None =
             return InvalidRequest(f'unknown field "{path}"{hint}', param=path)
         case "missing":
             return InvalidRequest(f'the field "{path}" is required', param=path)
+        case "string_too_short" if not first["input"]:
+            return InvalidRequest(f'"{path}" is empty', param=path)
+        case "too_short":
+            wanted, found = first["ctx"]["min_length"], first["ctx"]["actual_length"]
+            return InvalidRequest(f'"{path}" needs at least {wanted} entry, and has {found}', param=path)
         case "value_error":
             return InvalidRequest(f'"{path}" {first["ctx"]["error"]}', param=path)
         case _:
