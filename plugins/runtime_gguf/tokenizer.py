@@ -90,6 +90,8 @@ def write_tokenizer(header: GgufHeader, target: Path, rows: int) -> dict[str, An
             )
         tokenizer, bos = _byte_level(vocabulary, split), split.bos
     elif kind == "llama":
+        if "tokenizer.ggml.precompiled_charsmap" in metadata:
+            raise ModelUnsupported(f"{header.path} normalizes text by a precompiled_charsmap, which is not converted")
         prefix = bool(metadata.get("tokenizer.ggml.add_space_prefix", True))
         tokenizer, bos = _sentencepiece(vocabulary, prefix), True
     else:

@@ -22,7 +22,7 @@ class Download(msgspec.Struct, frozen=True):
 class Progress(Protocol):
     """Receives progress, from whichever thread the source works in, as often as it likes."""
 
-    def __call__(self, progress: Download) -> None: ...
+    def __call__(self, progress: Download, /) -> None: ...
 
 
 class ModelListing(msgspec.Struct, frozen=True):

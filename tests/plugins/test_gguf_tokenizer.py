@@ -1,0 +1,147 @@
+"""Tokenizers rebuilt from GGUF metadata split text as the originals do."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import sentencepiece
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from runtime.errors import ModelUnsupported
+from runtime.testing.gguf_files import TEMPLATE, TOKENS, write_llama
+from runtime_gguf.reader import read_header
+from runtime_gguf.tokenizer import write_tokenizer
+
+
+def _rebuild(folder: Path, **options: Any) -> Tokenizer:
+    header = read_header(write_llama(folder / "m.gguf", **options))
+    write_tokenizer(header, folder, header.tensors["token_embd.weight"].shape[0])
+    return Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
+def _pieces(tokenizer: Tokenizer, text: str) -> list[str]:
+    return [piece for piece, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "pieces"),
+    [
+        ("smollm", "in 2024 it's", ["in", "Ġ", "2", "0", "2", "4", "Ġit", "'s"]),
+        ("gpt-2", "in 2024 it's", ["in", "Ġ2024", "Ġit", "'s"]),
+        ("default", "in 2024 it's", ["in", "Ġ2024", "Ġit", "'s"]),
+        ("llama-bpe", "in 20245 IT'S\n\n x", ["in", "Ġ", "202", "45", "ĠIT", "'S", "ĊĊ", "Ġx"]),
+        ("qwen2", "in 2024 IT'S\n\n x", ["in", "Ġ", "2", "0", "2", "4", "ĠIT", "'S", "ĊĊ", "Ġx"]),
+    ],
+)
+def test_text_is_cut_as_the_pre_tokenizer_of_that_name_does(
+    tmp_path: Path, name: str, text: str, pieces: list[str]
+) -> None:
+    tokenizer = _rebuild(tmp_path, keys={"tokenizer.ggml.pre": name})
+    assert _pieces(tokenizer, text) == pieces
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    assert tokenizer.decode(ids, skip_special_tokens=False) == text
+
+
+def test_merges_and_special_tokens_are_those_of_the_file(tmp_path: Path) -> None:
+    tokenizer = _rebuild(tmp_path)
+    assert tokenizer.encode("the in the<|im_end|>x").tokens == ["the", "Ġin", "Ġthe", "<|im_end|>", "x"]
+    assert tokenizer.get_vocab_size() == len(TOKENS)
+    assert tokenizer.decode(tokenizer.encode("the<|im_end|>").ids) == "the", "control tokens are special"
+
+
+def test_user_defined_tokens_are_whole_and_not_special(tmp_path: Path) -> None:
+    types = [3, 3, 4] + [1] * (len(TOKENS) - 3)
+    tokenizer = _rebuild(tmp_path, keys={"tokenizer.ggml.token_type": types})
+    ids = tokenizer.encode("a<|im_end|>").ids
+    assert len(ids) == 2
+    assert tokenizer.decode(ids) == "a<|im_end|>"
+
+
+def test_bos_and_eos_are_put_around_text_where_the_file_says_so(tmp_path: Path) -> None:
+    both = {"tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.add_eos_token": True}
+    assert _rebuild(tmp_path, keys=both).encode("in").tokens == ["<|endoftext|>", "in", "<|im_end|>"]
+    assert _rebuild(tmp_path, keys={"tokenizer.ggml.pre": "llama-bpe"}).encode("in").tokens == ["<|endoftext|>", "in"]
+    assert _rebuild(tmp_path).encode("in").tokens == ["in"]
+
+
+def test_transformers_reads_the_tokenizer_and_its_template_as_they_are(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = _rebuild(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    text = "Grüße in 2024, the\n\n end 🙂"
+    assert loaded.encode(text) == tokenizer.encode(text).ids
+    assert loaded.chat_template == TEMPLATE
+    assert (loaded.bos_token_id, loaded.eos_token_id) == (0, 2)
+
+
+def test_a_normalization_table_is_refused_not_dropped(tmp_path: Path) -> None:
+    with pytest.raises(ModelUnsupported, match="precompiled_charsmap"):
+        _rebuild(tmp_path, keys={"tokenizer.ggml.model": "llama", "tokenizer.ggml.precompiled_charsmap": [1, 2]})
+
+
+class Reference(NamedTuple):
+    model: Any
+    rebuilt: Tokenizer
+
+
+def _sentencepiece(prefix: bool) -> Reference:
+    """Train SentencePiece on a few sentences, and rebuild the result from what llama.cpp's converter would write."""
+    corpus = [
+        "the quick brown fox jumps over the lazy dog",
+        "there is nothing that this model knows of the world",
+        "one two three four five six seven eight nine ten 1234567890",
+        "What is the capital of the country, and how many people are there?",
+    ] * 4
+    trained = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(corpus),
+        model_writer=trained,
+        model_type="bpe",
+        vocab_size=400,
+        byte_fallback=True,
+        split_digits=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        add_dummy_prefix=prefix,
+        allow_whitespace_only_pieces=True,
+        minloglevel=2,
+    )
+    model = sentencepiece.SentencePieceProcessor(model_proto=trained.getvalue())
+    size = model.get_piece_size()
+    types = [
+        2 if model.is_unknown(i) else 3 if model.is_control(i) else 6 if model.is_byte(i) else 1 for i in range(size)
+    ]
+    vocabulary = ([model.id_to_piece(i) for i in range(size)], [model.get_score(i) for i in range(size)], types)
+    with tempfile.TemporaryDirectory() as folder:
+        keys = {"tokenizer.ggml.add_space_prefix": prefix, "tokenizer.ggml.add_bos_token": False}
+        return Reference(model, _rebuild(Path(folder), spm=vocabulary, keys=keys))
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["space prefix", "no prefix"])
+def reference(request: pytest.FixtureRequest) -> Reference:
+    return _sentencepiece(request.param)
+
+
+# What SentencePiece itself reserves (its space, and the names of control tokens) is left out.
+_TEXT = st.text(
+    st.one_of(
+        st.sampled_from("the quickbrown ,?"), st.characters(exclude_categories=["Cs"], exclude_characters="▁<\0")
+    ),
+    min_size=1,
+    max_size=40,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=_TEXT)
+def test_sentencepiece_ids_are_sentencepieces_own(reference: Reference, text: str) -> None:
+    ids = reference.rebuilt.encode(text).ids
+    assert ids == reference.model.encode(text)
+    assert reference.rebuilt.decode(ids) == reference.model.decode(ids)
