@@ -94,9 +94,7 @@ def _may_belong(name: str, span: LayerSpan) -> bool:
     return match is None or int(match.group(1)) in span
 
 
-def _owned(
-    model: nn.Module, weights: dict[str, mx.array], span: LayerSpan, path: Path
-) -> dict[str, mx.array]:
+def _owned(model: nn.Module, weights: dict[str, mx.array], span: LayerSpan, path: Path) -> dict[str, mx.array]:
     """Drop the endpoints that other stages own, and make sure that nothing is missing or left over."""
     owned = {name for name, _ in tree_flatten(model.parameters())}
     modules = {name.rpartition(".")[0] for name in owned}

@@ -61,6 +61,10 @@ class Context:
         """The name of this node."""
         return self._system.node
 
+    def now(self) -> float:
+        """The event loop's clock, in seconds."""
+        return self._system.now()
+
     def tell(self, target: ActorRef, message: Message) -> None:
         """Queue a message for an actor; return once it is admitted locally, which is all that is promised.
 

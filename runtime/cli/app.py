@@ -19,6 +19,12 @@ from typer.core import TyperCommand, TyperGroup
 from runtime.spi.commands import Command
 
 VERBS = {
+    "start": "Start a node: serve models, alone or with the other nodes of its cluster.",
+    "run": "Ask a model, or talk with it.",
+    "ls": "List the models on a node's machine.",
+    "ps": "List the models being served, and which node holds which layers.",
+    "status": "Describe a node: version, backend, memory, and what it serves.",
+    "nodes": "List the nodes, as one of them sees the others.",
     "plugins": "List the plugins, their versions, hooks and status.",
     "config": "Show the effective configuration.",
     "version": "Print the version.",

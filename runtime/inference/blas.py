@@ -91,15 +91,16 @@ def _load_beside_fortran(library: Path) -> Blas | None:
     spec = importlib.util.find_spec("mlx")
     if spec is None or not spec.submodule_search_locations:
         return None
-    carried = Path(next(iter(spec.submodule_search_locations))).parent / "mlx_cpu.libs"
-    fortran = next(iter(carried.glob("libgfortran-*.so.5*")), None)
+    # mlx is a namespace package: a stray folder of that name on the path is one of its locations too.
+    folders = [Path(location).parent / "mlx_cpu.libs" for location in spec.submodule_search_locations]
+    fortran = next((file for folder in folders for file in folder.glob("libgfortran-*.so.5*")), None)
     if fortran is None:
         return None
     with tempfile.TemporaryDirectory(prefix="runtime-blas-") as folder:
         links = Path(folder)
         (links / "libopenblas.so.0").symlink_to(library.resolve())
         (links / "libgfortran.so.5").symlink_to(fortran.resolve())
-        for other in carried.glob("libquadmath-*"):
+        for other in fortran.parent.glob("libquadmath-*"):
             (links / other.name).symlink_to(other.resolve())
         found = _load(str(links / "libopenblas.so.0"))
     return None if found is None else msgspec.structs.replace(found, path=str(library))

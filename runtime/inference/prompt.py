@@ -100,7 +100,9 @@ class Tokenizer:
             )
         except Exception as error:
             # Templates are programs that come with the model; many raise on roles or orders they do not know.
-            raise InvalidRequest(f"the model's chat template refuses these messages: {error}", param="messages") from error
+            raise InvalidRequest(
+                f"the model's chat template refuses these messages: {error}", param="messages"
+            ) from error
 
 
 def _eos_ids(checkpoint: Checkpoint) -> list[int] | None:

@@ -6,38 +6,10 @@ and the position. A sequence that is replayed elsewhere continues with the very 
 
 from __future__ import annotations
 
-import math
 import mlx.core as mx
 from mlx_lm.sample_utils import make_logits_processors, make_sampler
 
-from runtime.errors import InvalidRequest
 from runtime.spi import Sampling
-
-
-def check_sampling(sampling: Sampling) -> None:
-    """Refuse settings that have no meaning.
-
-    Raises:
-        InvalidRequest: naming the parameter, what it was and what it may be.
-    """
-    bounds: list[tuple[str, float, float, float]] = [
-        ("temperature", sampling.temperature, 0.0, 100.0),
-        ("top_p", sampling.top_p, 0.0, 1.0),
-        ("top_k", sampling.top_k, 0, 2**31),
-        ("min_p", sampling.min_p, 0.0, 1.0),
-        ("repetition_penalty", sampling.repetition_penalty, 0.0, 100.0),
-        ("presence_penalty", sampling.presence_penalty, -2.0, 2.0),
-        ("frequency_penalty", sampling.frequency_penalty, -2.0, 2.0),
-        ("penalty_context", sampling.penalty_context, 0, 2**31),
-    ]
-    for name, value, low, high in bounds:
-        if not math.isfinite(value) or not low <= value <= high:
-            raise InvalidRequest(f"{name} is {value:g}, and must be between {low:g} and {high:g}", param=name)
-    if sampling.repetition_penalty == 0:
-        raise InvalidRequest("repetition_penalty is 0, and must be more; 1 turns it off", param="repetition_penalty")
-    for token, bias in sampling.logit_bias.items():
-        if not math.isfinite(bias) or not -100 <= bias <= 100 or token < 0:
-            raise InvalidRequest(f"logit_bias of token {token} is {bias:g}, and must be -100 to 100", param="logit_bias")
 
 
 class TokenSampler:
@@ -118,4 +90,3 @@ def collect_top(top: mx.array | None) -> tuple[tuple[int, float], ...]:
         return ()
     ids, values = (row.tolist() for row in top)
     return tuple((int(token), float(value)) for token, value in zip(ids, values, strict=True))
-

@@ -21,13 +21,14 @@ from typing import Any
 
 import mlx.core as mx
 from mlx import nn
+from mlx.utils import tree_flatten
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 
 from runtime.errors import ModelUnsupported
 from runtime.spi import LayerSpan
 
 
-class _Boundary(Exception):  # noqa: N818 - a jump out of the model's forward pass, not an error
+class _Boundary(Exception):
     """Carries the hidden state out of a model after the last layer of the slice."""
 
     def __init__(self, hidden: mx.array) -> None:
@@ -63,7 +64,7 @@ class _Entry(_Ghost):
 
     def __call__(self, x: mx.array, *args: Any, **kwargs: Any) -> mx.array:
         del x
-        return object.__getattribute__(self, "received")  # type: ignore[no-any-return]  # set by receive()
+        return object.__getattribute__(self, "received")
 
 
 class _Exit(_Ghost):
@@ -105,6 +106,11 @@ class Shard:
             else:
                 layers[index] = _Ghost(layer)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights that the slice owns."""
+        return sum(array.nbytes for _, array in tree_flatten(self.model.parameters()))
+
     def new_cache(self) -> list[Any]:
         """Make the model's own cache for one sequence. Ghosts of one kind share an entry, as they move in step."""
         caches: list[Any] = make_prompt_cache(self.model)
@@ -139,11 +145,18 @@ class Shard:
         return output
 
     def state(self, cache: list[Any]) -> list[Any]:
-        """Return the arrays of a cache that a forward pass changed; evaluating them runs the pass without its head."""
-        return [entry.state for entry in _unique(cache) if not entry.empty() and not _is_bare(entry)]
+        """Return the arrays of a cache that a forward pass changes; evaluating them runs the pass without its head."""
+        return [entry.state for entry in _unique(cache) if not _is_bare(entry)]
+
+    def ghost_state(self, cache: list[Any]) -> list[Any]:
+        """Return the arrays that ghosts keep; nothing else evaluates them, so their graph would grow with each step."""
+        return [entry.state for entry in self._ghost_entries(cache) if not _is_bare(entry)]
+
+    def _ghost_entries(self, cache: list[Any]) -> list[Any]:
+        return _unique([entry for index, entry in enumerate(cache) if index not in self.span])
 
     def _advance_ghosts(self, cache: list[Any], batch: int, length: int) -> None:
-        for entry in _unique([entry for index, entry in enumerate(cache) if index not in self.span]):
+        for entry in self._ghost_entries(cache):
             if type(entry) is KVCache:
                 # Its masks come from the offset alone, so it need not hold anything.
                 entry.offset += length
@@ -153,12 +166,16 @@ class Shard:
 
 
 def _layer_list(model: nn.Module, span: LayerSpan) -> tuple[list[nn.Module], nn.Module]:
-    """Return the list that the model iterates over, and the module that holds it."""
-    layers = getattr(model, "layers", None)
-    if isinstance(layers, list) and len(layers) == span.total:
+    """Return the list that the model iterates over, and the module that holds it.
+
+    ``model.layers`` may be a copy of that list, so it is found by what is in it.
+    """
+    layers = list(getattr(model, "layers", None) or ())
+    if len(layers) == span.total:
         for module in model.modules():
-            if any(value is layers for value in module.values()):
-                return layers, module
+            for value in module.values():
+                if isinstance(value, list) and len(value) == span.total and value[0] is layers[0]:
+                    return value, module
     raise ModelUnsupported(
         f"{type(model).__module__} does not keep its {span.total} layers in one list, so it cannot be cut here"
     )
@@ -167,8 +184,8 @@ def _layer_list(model: nn.Module, span: LayerSpan) -> tuple[list[nn.Module], nn.
 def _hide_endpoints(model: nn.Module, owner: nn.Module, span: LayerSpan) -> None:
     """Hide the embedding and the head where another stage owns them.
 
-    The input side is the embeddings beside the layers, the output side all else outside them. A model without a
-    linear head uses its embedding as one (tied weights), so its last stage keeps the embedding.
+    The input side is the embeddings beside the layers, the output side all else outside them. A model with tied
+    weights, by its own word or because it has no linear head, uses its embedding as one: its last stage keeps it.
     """
     inputs = [(owner, name, child) for name, child in owner.children().items() if isinstance(child, nn.Embedding)]
     outputs = [
@@ -177,7 +194,8 @@ def _hide_endpoints(model: nn.Module, owner: nn.Module, span: LayerSpan) -> None
         for name, child in parent.children().items()
         if isinstance(child, nn.Module) and not isinstance(child, nn.Embedding) and not _holds(child, owner)
     ]
-    tied = not any(isinstance(child, nn.Linear) for _, _, child in outputs)
+    has_head = any(isinstance(child, nn.Linear) for _, _, child in outputs)
+    tied = not has_head or bool(getattr(getattr(model, "args", None), "tie_word_embeddings", False))
     if not span.is_first and not (span.is_last and tied):
         for parent, name, child in inputs:
             parent[name] = _SilentEmbedding(child)
@@ -197,7 +215,9 @@ def _holds(module: nn.Module, wanted: nn.Module) -> bool:
 
 def _kind(entry: Any) -> Any:
     """Return what makes two fresh cache entries interchangeable: their class and settings."""
-    settings = sorted((name, value) for name, value in vars(entry).items() if isinstance(value, (int, float, str, bool)))
+    settings = sorted(
+        (name, value) for name, value in vars(entry).items() if isinstance(value, (int, float, str, bool))
+    )
     return type(entry), tuple(settings)
 
 

@@ -1,0 +1,1 @@
+"""Running models: slices, stages, drivers, sessions, and the engine that frontends call."""

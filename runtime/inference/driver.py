@@ -1,0 +1,346 @@
+"""A driver: it places one model, and from then on schedules its sequences over the stages.
+
+It runs on the node that holds the first layers, so that a token costs one hop a stage. It lives while the model is
+served: its end is what closes the stages and frees their memory, however it comes about.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TypeVar
+
+import anyio
+import msgspec
+from loguru import logger
+
+from runtime.actors import Actor, ActorRef, Down, Message, ReplyTo
+from runtime.cluster import ServedModel, ServedStage
+from runtime.errors import ActorStopped, Overloaded, PlacementRefused, RuntimeFault
+from runtime.inference.placing import Placed, Placer
+from runtime.inference.progress import ProgressBoard
+from runtime.inference.protocol import (
+    AwaitReady,
+    Cancel,
+    CloseSequence,
+    ConnectStage,
+    Done,
+    LoadProgress,
+    OpenSequence,
+    Prefilled,
+    Ready,
+    Sampled,
+    SequenceFailed,
+    Step,
+    StepFailed,
+    Submit,
+    Submitted,
+    Token,
+    Unload,
+)
+from runtime.inference.scheduler import Scheduler
+from runtime.spi import Download
+
+ANSWER_SECONDS = 30.0
+"""How long a stage may take to answer a request that needs no computing."""
+PENALTY_TOKENS = 4096
+"""Prompt tokens that are sent to the last stage for penalties to look back on."""
+
+T = TypeVar("T")
+
+
+class DriverLimits(msgspec.Struct, frozen=True):
+    """What a driver takes on at once."""
+
+    sequences: int
+    waiting: int
+    prefill_chunk: int
+    keep_alive: float
+    """Seconds without a request after which the model is unloaded; negative is never."""
+
+
+class Driver(Actor):
+    """Serves one model."""
+
+    capacity = 8192
+
+    def __init__(
+        self,
+        model: str,
+        placer: Placer,
+        limits: DriverLimits,
+        board: ProgressBoard,
+        publish: Callable[[ServedModel], None],
+        withdraw: Callable[[str, ActorRef], None],
+    ) -> None:
+        self._model = model
+        self._placer = placer
+        self._limits = limits
+        self._board = board
+        self._publish = publish
+        self._withdraw = withdraw
+        self._placed: Placed | None = None
+        self._stages: tuple[ActorRef, ...] = ()
+        self._scheduler: Scheduler | None = None
+        self._sessions: dict[int, ActorRef] = {}
+        self._submits: dict[int, Submit] = {}
+        self._ids = itertools.count(1)
+        self._waiting: list[ReplyTo] = []
+        self._unloading: list[ReplyTo] = []
+        self._keep_alive = limits.keep_alive
+        self._used = time.time()
+        self._touched = anyio.Event()
+
+    async def started(self) -> None:
+        """Begin to place and load; requests wait meanwhile."""
+        self.context.start_task(self._bring_up(), "bring up")
+
+    async def receive(self, message: Message) -> Message | None:
+        """Schedule, and answer sessions."""
+        match message:
+            case Sampled():
+                self._on_sampled(message)
+            case Prefilled(sequence=sequence):
+                self._on_prefilled(sequence)
+            case Submit():
+                return self._on_submit(message)
+            case Cancel(sequence):
+                self._close(sequence)
+            case StepFailed(sequence, text):
+                self._fail(sequence, RuntimeFault(f"the model {self._model} failed: {text}"))
+            case LoadProgress(model, node, step, done, total):
+                self._board.publish(
+                    Download(model, step if node == self.context.node else f"{step} on {node}", done, total)
+                )
+            case AwaitReady(keep_alive):
+                return self._on_await_ready(keep_alive)
+            case Unload():
+                self._unloading.append(self.context.reply_later())
+                self._end_if_unloaded()
+            case Down(ref, reason):
+                self._on_down(ref, reason)
+        return None
+
+    async def stopped(self) -> None:
+        """Tell everybody who waits. The stages and the ledgers watch this actor and see for themselves."""
+        gone = ActorStopped(f"the model {self._model} was unloaded; ask again to load it")
+        for sequence in list(self._sessions):
+            self._fail(sequence, gone)
+        for reply in self._waiting:
+            reply.fail(gone)
+        for reply in self._unloading:
+            reply.answer(Done())
+        self._withdraw(self._model, self.context.self_ref)
+
+    # -- coming up --------------------------------------------------------------------------------------------------
+
+    async def _bring_up(self) -> None:
+        try:
+            placed = await self._placer.place(self._model, self.context.self_ref, self._board.publish)
+            await self._connect(placed)
+        except RuntimeFault as fault:
+            logger.error("model {} is not served: {}", self._model, fault)
+            waiting, self._waiting = self._waiting, []
+            for reply in waiting:
+                reply.fail(fault)
+            self.context.stop_self()
+            return
+        self._placed = placed
+        self._scheduler = Scheduler(
+            stages=len(self._stages),
+            limit=self._limits.sequences,
+            waiting=self._limits.waiting,
+            chunk=self._limits.prefill_chunk,
+        )
+        where = ", ".join(f"{stage.node}: {stage.span}" for stage in placed.plan.stages)
+        logger.info("serving {} with a context of {} tokens ({})", self._model, placed.context, where)
+        self._announce()
+        waiting, self._waiting = self._waiting, []
+        for reply in waiting:
+            reply.answer(self._ready())
+        self.context.start_task(self._expire(), "keep alive")
+
+    async def _connect(self, placed: Placed) -> None:
+        """Tell each stage the one after it, and watch them all."""
+        self._stages = placed.stages
+        for stage in self._stages:
+            self.context.monitor(stage)
+        following = (*self._stages[1:], None)
+        await _all(
+            self.context.ask(stage, ConnectStage(after), ANSWER_SECONDS)
+            for stage, after in zip(self._stages, following, strict=True)
+        )
+
+    async def _expire(self) -> None:
+        """Unload the model when nobody has asked for it for long enough."""
+        while True:
+            self._touched = anyio.Event()
+            with anyio.move_on_after(self._seconds_left()) as waited:
+                await self._touched.wait()
+            if waited.cancelled_caught and not self._sessions:
+                logger.info("unloading {}: nobody asked for it for {:g} s", self._model, self._keep_alive)
+                self.context.stop_self()
+                return
+
+    def _seconds_left(self) -> float:
+        if self._keep_alive < 0 or self._sessions:
+            return float("inf")
+        return max(0.0, self._used + self._keep_alive - time.time())
+
+    def _touch(self) -> None:
+        self._used = time.time()
+        self._touched.set()
+        self._announce()
+
+    # -- sessions ---------------------------------------------------------------------------------------------------
+
+    def _on_await_ready(self, keep_alive: float | None) -> Message | None:
+        if self._unloading:
+            raise ActorStopped(f"the model {self._model} is being unloaded; ask again")
+        self._keep_alive = self._limits.keep_alive if keep_alive is None else keep_alive
+        if self._placed is None:
+            self._waiting.append(self.context.reply_later())
+            return None
+        self._touch()
+        return self._ready()
+
+    def _on_submit(self, request: Submit) -> Submitted:
+        scheduler = self._scheduler
+        if scheduler is None or self._unloading:
+            raise ActorStopped(f"the model {self._model} is not being served; ask again to load it")
+        if scheduler.is_full():
+            raise Overloaded(
+                f"{scheduler.load} generations with {self._model} are running and waiting, and no more are queued; "
+                "try again later"
+            )
+        sequence = next(self._ids)
+        self._sessions[sequence] = request.session
+        self._submits[sequence] = request
+        self.context.monitor(request.session)
+        scheduler.add(sequence, request.prompt, request.max_tokens, request.eos)
+        self._touch()
+        self._admit()
+        return Submitted(sequence)
+
+    def _admit(self) -> None:
+        if self._scheduler is not None:
+            for sequence in self._scheduler.admit():
+                self.context.start_task(self._open(sequence, self._submits[sequence]), f"open {sequence}")
+
+    async def _open(self, sequence: int, request: Submit) -> None:
+        order = OpenSequence(
+            sequence, request.prompt[-PENALTY_TOKENS:], request.sampling, request.seed, request.logprobs
+        )
+        try:
+            # Every stage must know the sequence before its first hidden state comes, on another connection.
+            await _all(self.context.ask(stage, order, ANSWER_SECONDS) for stage in self._stages)
+        except RuntimeFault as fault:
+            self._fail(sequence, fault)
+            return
+        if self._scheduler is not None:
+            self._send(sequence, self._scheduler.steps(sequence))
+
+    def _on_sampled(self, sampled: Sampled) -> None:
+        if self._scheduler is None:
+            return
+        progress, steps = self._scheduler.sampled(sampled.sequence, sampled.token)
+        self._send(sampled.sequence, steps)
+        if progress is None:
+            return
+        self._tell_session(
+            sampled.sequence, Token(progress.index, sampled.token, sampled.logprob, sampled.top, progress.reason)
+        )
+        if progress.reason is not None:
+            self._close(sampled.sequence)
+
+    def _on_prefilled(self, sequence: int) -> None:
+        if self._scheduler is not None:
+            self._scheduler.prefilled(sequence)
+            self._send(sequence, self._scheduler.steps(sequence))
+
+    def _send(self, sequence: int, steps: list[Step]) -> None:
+        try:
+            for step in steps:
+                self.context.tell(self._stages[0], step)
+        except RuntimeFault as fault:
+            self._fail(sequence, fault)
+
+    def _close(self, sequence: int) -> None:
+        """Forget a sequence, here and on the stages."""
+        session = self._sessions.pop(sequence, None)
+        if session is None:
+            return
+        self.context.demonitor(session)
+        del self._submits[sequence]
+        if self._scheduler is not None and self._scheduler.remove(sequence):
+            for stage in self._stages:
+                try:
+                    self.context.tell(stage, CloseSequence(sequence))
+                except RuntimeFault as fault:
+                    # A stage that cannot be reached is going down, and takes the sequence with it.
+                    logger.debug("{} is not told that sequence {} is closed: {}", stage, sequence, fault)
+        self._admit()
+        self._touch()
+        self._end_if_unloaded()
+
+    def _fail(self, sequence: int, fault: RuntimeFault) -> None:
+        self._tell_session(sequence, SequenceFailed(fault.code, fault.message))
+        self._close(sequence)
+
+    def _tell_session(self, sequence: int, message: Message) -> None:
+        session = self._sessions.get(sequence)
+        if session is None:
+            return
+        try:
+            self.context.tell(session, message)
+        except RuntimeFault:
+            self._close(sequence)
+
+    # -- going down -------------------------------------------------------------------------------------------------
+
+    def _on_down(self, ref: ActorRef, reason: str) -> None:
+        if ref in self._stages:
+            fault = PlacementRefused(
+                f"node {ref.node}, which held part of {self._model}, was lost ({reason}); ask again to place it anew"
+            )
+            logger.error("{}", fault)
+            for sequence in list(self._sessions):
+                self._fail(sequence, fault)
+            self.context.stop_self()
+            return
+        for sequence, session in list(self._sessions.items()):
+            if session == ref:
+                self._close(sequence)
+
+    def _end_if_unloaded(self) -> None:
+        if self._unloading and not self._sessions:
+            self.context.stop_self()
+
+    # -- what others see --------------------------------------------------------------------------------------------
+
+    def _ready(self) -> Ready:
+        assert self._placed is not None  # noqa: S101 - only called once placed
+        return Ready(self.context.self_ref, self._placed.digest, self._placed.context)
+
+    def _announce(self) -> None:
+        placed = self._placed
+        if placed is None:
+            return
+        self._publish(
+            ServedModel(
+                model=self._model,
+                digest=placed.digest,
+                driver=self.context.self_ref,
+                stages=tuple(ServedStage(stage.node, stage.span, stage.bytes) for stage in placed.plan.stages),
+                context=placed.context,
+                expires=None if self._keep_alive < 0 else self._used + self._keep_alive,
+                active=len(self._sessions),
+            )
+        )
+
+
+async def _all(work: Iterable[Awaitable[T]]) -> list[T]:
+    """Await all at once; the first failure is raised as itself rather than in a group."""
+    return list(await asyncio.gather(*work))

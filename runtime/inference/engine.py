@@ -1,0 +1,217 @@
+"""The engine: what frontends call. It joins the catalogue, the models' drivers, the tokenizers and the sessions."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import secrets
+from collections.abc import AsyncGenerator, Callable, Sequence
+from functools import partial
+
+from anyio import to_thread
+from loguru import logger
+
+from runtime.actors import ActorRef, ActorSystem, Restart
+from runtime.cluster import ServedModel
+from runtime.errors import ModelNotFound, RuntimeFault
+from runtime.inference.catalogue import Catalogue
+from runtime.inference.compute import ComputeThread
+from runtime.inference.models import MODELS
+from runtime.inference.progress import ProgressBoard
+from runtime.inference.prompt import Tokenizer
+from runtime.inference.protocol import EnsureModel, Ready, Unload
+from runtime.inference.request import check_request, fit_context
+from runtime.inference.session import Outcome, Session, SessionStart
+from runtime.inference.stage import LOAD_SECONDS
+from runtime.spi import (
+    Engine,
+    Finished,
+    GenerationEvent,
+    GenerationRequest,
+    LoadedModel,
+    LoadedStage,
+    ModelCard,
+    Progress,
+    RequestFinished,
+    Started,
+    Telemetry,
+)
+
+UNLOAD_SECONDS = 600.0
+"""How long an unload waits for generations in progress."""
+
+
+class RuntimeEngine(Engine):
+    """The engine of a node.
+
+    Args:
+        served: what is known to be served anywhere in the cluster.
+    """
+
+    def __init__(
+        self,
+        system: ActorSystem,
+        catalogue: Catalogue,
+        compute: ComputeThread,
+        board: ProgressBoard,
+        served: Callable[[], Sequence[ServedModel]],
+        telemetry: tuple[Telemetry, ...],
+        default_model: str,
+    ) -> None:
+        self._system = system
+        self._catalogue = catalogue
+        self._compute = compute
+        self._board = board
+        self._served = served
+        self._telemetry = telemetry
+        self._default_model = default_model
+        self._tokenizers: dict[str, asyncio.Task[Tokenizer]] = {}
+        self._sessions = itertools.count(1)
+
+    @property
+    def default_model(self) -> str:
+        """The configured ``models.default``."""
+        return self._default_model
+
+    async def models(self) -> list[ModelCard]:
+        """Models on this machine, sorted by name."""
+        return await self._catalogue.cards()
+
+    async def model(self, name: str) -> ModelCard:
+        """One model on this machine."""
+        return await self._catalogue.card(name)
+
+    async def loaded(self) -> list[LoadedModel]:
+        """Models being served anywhere in the cluster."""
+        return [
+            LoadedModel(
+                name=entry.model,
+                digest=entry.digest,
+                context=entry.context,
+                stages=tuple(
+                    LoadedStage(stage.node, stage.span.start, stage.span.stop - 1, stage.bytes)
+                    for stage in entry.stages
+                ),
+                expires=entry.expires,
+                active=entry.active,
+            )
+            for entry in sorted(self._served(), key=lambda entry: entry.model)
+        ]
+
+    async def load(self, name: str, *, keep_alive: float | None = None, progress: Progress | None = None) -> None:
+        """Fetch, place and load a model, or do nothing if it is served."""
+        stop = self._board.watch(name, progress) if progress is not None else None
+        try:
+            await self._ensure(name, keep_alive)
+        finally:
+            if stop is not None:
+                stop()
+
+    async def unload(self, name: str) -> None:
+        """Let go of a model once its generations are done."""
+        for entry in self._served():
+            if entry.model == name:
+                await self._system.ask(entry.driver, Unload(), UNLOAD_SECONDS)
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
+        """Run one generation; see :class:`~runtime.spi.Engine`."""
+        began = self._system.now()
+        check_request(request)
+        ready = await self._ensure(request.model, request.keep_alive)
+        load_seconds = self._system.now() - began
+        tokenizer = await self._tokenizer(request.model, ready.digest)
+        encoded = await to_thread.run_sync(tokenizer.encode, request.prompt)
+        prompt, max_tokens = fit_context(encoded, request.max_tokens, ready.context, truncate=request.truncate)
+        outbox: asyncio.Queue[Outcome] = asyncio.Queue()
+        start = SessionStart(
+            request=request,
+            prompt=prompt,
+            max_tokens=max_tokens,
+            seed=secrets.randbits(63),
+            driver=ready.driver,
+            began=began,
+            load_seconds=load_seconds,
+        )
+        session = self._system.spawn(
+            lambda: Session(start, tokenizer, outbox), f"sessions/{next(self._sessions)}", restart=Restart.TEMPORARY
+        )
+        report = _Report(request.model, len(prompt), began)
+        try:
+            yield Started(len(prompt), load_seconds)
+            while True:
+                outcome = await outbox.get()
+                if isinstance(outcome, RuntimeFault):
+                    report.reason = "error"
+                    raise outcome
+                report.take(outcome, self._system.now())
+                yield outcome
+                if isinstance(outcome, Finished):
+                    return
+        finally:
+            self._system.stop(session)
+            event = report.event(self._system.now())
+            for sink in self._telemetry:
+                sink.emit(event)
+            logger.bind(model=request.model).info(
+                "generated {} tokens for {} in {:.2f} s ({})",
+                event.completion_tokens,
+                event.prompt_tokens,
+                event.duration,
+                event.reason,
+            )
+
+    async def _ensure(self, name: str, keep_alive: float | None) -> Ready:
+        if not name:
+            raise ModelNotFound(f"no model is named; the default is {self._default_model}", param="model")
+        return await self._system.ask(
+            ActorRef(self._system.node, f"/{MODELS}"), EnsureModel(name, keep_alive), LOAD_SECONDS
+        )
+
+    async def _tokenizer(self, model: str, digest: str) -> Tokenizer:
+        """Return a model's tokenizer, loaded once for all who ask."""
+        task = self._tokenizers.get(digest)
+        if task is None:
+            task = asyncio.create_task(self._load_tokenizer(model), name=f"tokenizer of {model}")
+            self._tokenizers[digest] = task
+        try:
+            return await asyncio.shield(task)
+        except RuntimeFault:
+            self._tokenizers.pop(digest, None)
+            raise
+
+    async def _load_tokenizer(self, model: str) -> Tokenizer:
+        checkpoint = await self._catalogue.fetch(model, self._board.publish)
+        # After everything that the compute thread imports: see runtime.inference.accelerator.
+        await self._compute.run(lambda: None)
+        return await to_thread.run_sync(partial(Tokenizer, checkpoint))
+
+
+class _Report:
+    """Gathers what telemetry is told of one generation."""
+
+    def __init__(self, model: str, prompt_tokens: int, began: float) -> None:
+        self.reason = "cancelled"
+        self._model = model
+        self._prompt_tokens = prompt_tokens
+        self._completion_tokens = 0
+        self._began = began
+        self._first: float | None = None
+
+    def take(self, outcome: object, now: float) -> None:
+        """Take note of an event."""
+        if self._first is None:
+            self._first = now - self._began
+        if isinstance(outcome, Finished):
+            self.reason = str(outcome.reason)
+            self._completion_tokens = outcome.usage.completion_tokens
+
+    def event(self, now: float) -> RequestFinished:
+        """Return the summary."""
+        return RequestFinished(
+            model=self._model,
+            reason=self.reason,
+            prompt_tokens=self._prompt_tokens,
+            completion_tokens=self._completion_tokens,
+            time_to_first_token=self._first,
+            duration=now - self._began,
+        )

@@ -1,0 +1,161 @@
+"""A session: one generation, on the node that took the request.
+
+It holds what the text depends on: the prompt's tokens, the settings, and the tokens so far. It turns tokens into
+text, ends at stop texts, and tells the driver when nobody listens any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+
+import msgspec
+
+from runtime.actors import Actor, ActorRef, Down, Message
+from runtime.errors import ActorStopped, RuntimeFault, fault_named
+from runtime.inference.prompt import Tokenizer
+from runtime.inference.protocol import Cancel, SequenceFailed, Submit, Submitted, Token
+from runtime.inference.text import TextStream
+from runtime.spi import Delta, Finished, FinishReason, GenerationRequest, ScoredToken, Timings, Usage
+
+SUBMIT_SECONDS = 30.0
+
+
+class SessionStart(msgspec.Struct, frozen=True):
+    """What a session begins with."""
+
+    request: GenerationRequest
+    prompt: tuple[int, ...]
+    max_tokens: int
+    seed: int
+    driver: ActorRef
+    began: float
+    """When the request came, on the event loop's clock."""
+    load_seconds: float
+
+
+Outcome = Delta | Finished | RuntimeFault
+"""What the reader of a session hears; a fault is the end, as is :class:`~runtime.spi.Finished`."""
+
+
+class Session(Actor):
+    """Generates for one request and puts what happens into ``outbox``.
+
+    The outbox has no bound of its own: the context bounds how much one generation can put into it.
+    """
+
+    def __init__(self, start: SessionStart, tokenizer: Tokenizer, outbox: asyncio.Queue[Outcome]) -> None:
+        self._start = start
+        self._tokenizer = tokenizer
+        self._outbox = outbox
+        self._text = TextStream(tokenizer.detokenizer(), start.request.stop)
+        self._eos = () if start.request.ignore_eos else tokenizer.eos_ids
+        self._sequence: int | None = None
+        self._tokens: list[int] = []
+        self._held: list[ScoredToken] = []
+        self._submitted = math.nan
+        self._first: float | None = None
+        self._ended = False
+
+    async def started(self) -> None:
+        """Submit the request to the driver."""
+        start = self._start
+        self._submitted = self.context.now()
+        self.context.monitor(start.driver)
+        try:
+            submitted: Submitted = await self.context.ask(
+                start.driver,
+                Submit(
+                    session=self.context.self_ref,
+                    prompt=start.prompt,
+                    sampling=start.request.sampling,
+                    seed=start.seed,
+                    max_tokens=start.max_tokens,
+                    logprobs=start.request.logprobs,
+                    eos=self._eos,
+                ),
+                SUBMIT_SECONDS,
+            )
+        except RuntimeFault as fault:
+            self._end(fault)
+        else:
+            self._sequence = submitted.sequence
+
+    async def receive(self, message: Message) -> Message | None:
+        """Take the next token, or the end."""
+        if self._ended:
+            return None
+        match message:
+            case Token():
+                self._on_token(message)
+            case SequenceFailed(code, text):
+                self._end(fault_named(code)(text))
+            case Down(_, reason):
+                self._end(ActorStopped(f"the model's driver was lost ({reason}); send the request again"))
+        return None
+
+    async def stopped(self) -> None:
+        """Tell the driver to stop, if it is still generating for this session."""
+        if not self._ended:
+            self._cancel()
+
+    def _on_token(self, token: Token) -> None:
+        if self._first is None:
+            self._first = self.context.now()
+        self._tokens.append(token.token)
+        if token.reason == "stop":
+            self._finish(FinishReason.STOP)
+            return
+        piece = self._text.feed(token.token)
+        if token.logprob is not None:
+            text = self._tokenizer.token_text
+            top = tuple((text(other), logprob) for other, logprob in token.top)
+            self._held.append(ScoredToken(text(token.token), token.logprob, top))
+        self._put(piece.text)
+        if piece.stop is not None:
+            self._finish(FinishReason.STOP, piece.stop)
+        elif token.reason is not None:
+            self._finish(FinishReason(token.reason))
+
+    def _finish(self, reason: FinishReason, stop: str | None = None) -> None:
+        if stop is None:
+            rest = self._text.finish()
+            self._put(rest.text)
+            if rest.stop is not None:
+                reason, stop = FinishReason.STOP, rest.stop
+        now = self.context.now()
+        first = self._first if self._first is not None else now
+        if stop is not None:
+            # The driver knows nothing of stop texts; it generates until it is told.
+            self._cancel()
+        self._end(
+            Finished(
+                reason,
+                Usage(len(self._start.prompt), len(self._tokens)),
+                Timings(
+                    load=self._start.load_seconds,
+                    prefill=first - self._submitted,
+                    decode=now - first,
+                    total=now - self._start.began,
+                ),
+                stop,
+            )
+        )
+
+    def _cancel(self) -> None:
+        if self._sequence is None:
+            return
+        try:
+            self.context.tell(self._start.driver, Cancel(self._sequence))
+        except RuntimeFault:
+            return  # the driver is gone, and the generation with it
+
+    def _put(self, text: str) -> None:
+        if text or self._held:
+            self._outbox.put_nowait(Delta(text, tuple(self._held)))
+            self._held.clear()
+
+    def _end(self, outcome: Finished | RuntimeFault) -> None:
+        self._ended = True
+        self._outbox.put_nowait(outcome)
+        self.context.stop_self()

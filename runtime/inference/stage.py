@@ -1,0 +1,232 @@
+"""A stage: the actor around one slice of a model, and the actor that opens stages on a node."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from loguru import logger
+
+from runtime.actors import Actor, ActorRef, Down, Message, ReplyTo, Request, Restart
+from runtime.errors import ModelError, RuntimeFault
+from runtime.inference.catalogue import Catalogue
+from runtime.inference.compute import ComputeThread
+from runtime.inference.progress import ProgressBoard
+from runtime.inference.protocol import (
+    CloseSequence,
+    ConnectStage,
+    Done,
+    Hidden,
+    LoadProgress,
+    OpenSequence,
+    OpenStage,
+    Prefilled,
+    Sampled,
+    StageOpened,
+    Step,
+    StepFailed,
+)
+from runtime.spi import Checkpoint, Download, ModelFamily, ModelLoaded, ModelUnloaded, Progress, Telemetry
+
+if TYPE_CHECKING:
+    from runtime.inference.sequence import StageSequence
+    from runtime.inference.shard import Shard
+
+STAGES = "stages"
+"""Path of every node's :class:`StageHost`."""
+LOAD_SECONDS = 3600.0
+"""How long fetching and loading a slice may take."""
+
+
+class _Load(Request[StageOpened], frozen=True, tag="stage.load"):
+    """Load the slice that the stage was made for."""
+
+
+class StageHost(Actor):
+    """Opens stages on its node: finds the model's files, checks that they are the driver's, and loads the slice."""
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        families: Mapping[str, ModelFamily],
+        compute: ComputeThread,
+        board: ProgressBoard,
+        telemetry: tuple[Telemetry, ...],
+    ) -> None:
+        self._catalogue = catalogue
+        self._families = families
+        self._compute = compute
+        self._board = board
+        self._telemetry = telemetry
+        self._names = itertools.count(1)
+
+    async def receive(self, message: Message) -> Message | None:
+        """Open a stage; the answer comes when it is loaded."""
+        match message:
+            case OpenStage():
+                self.context.start_task(self._open(message, self.context.reply_later()), f"open {message.model}")
+        return None
+
+    async def _open(self, order: OpenStage, reply: ReplyTo) -> None:
+        stage: ActorRef | None = None
+        try:
+            checkpoint = await self._catalogue.fetch(order.model, self._reporter(order))
+            if checkpoint.digest != order.digest:
+                raise ModelError(
+                    f"node {self.context.node} has other files for {order.model} than {order.driver.node} "
+                    f"(digest {checkpoint.digest[:12]} and not {order.digest[:12]}); give both the same model"
+                )
+            stage = self.context.spawn(
+                lambda: Stage(order, checkpoint, self._families, self._compute, self._reporter(order), self._telemetry),
+                f"{next(self._names)}",
+                Restart.TEMPORARY,
+            )
+            reply.answer(await self.context.ask(stage, _Load(), LOAD_SECONDS))
+        except RuntimeFault as fault:
+            if stage is not None:
+                self.context.stop(stage)
+            reply.fail(fault)
+
+    def _reporter(self, order: OpenStage) -> Progress:
+        return self._board.throttled(lambda progress: self._report(order, progress))
+
+    def _report(self, order: OpenStage, progress: Download) -> None:
+        """Pass progress to the driver's node, where somebody may be watching."""
+        try:
+            self.context.tell(
+                order.driver,
+                LoadProgress(order.model, self.context.node, progress.step, progress.done, progress.total),
+            )
+        except RuntimeFault as fault:
+            logger.debug("progress of {} is not reported: {}", order.model, fault)
+
+
+class Stage(Actor):
+    """Runs steps over its slice and passes them on. It lives as long as its driver.
+
+    Steps go to the compute thread in the order they arrive; nothing here waits for a result. How many are on their
+    way at once is the driver's decision.
+    """
+
+    def __init__(
+        self,
+        order: OpenStage,
+        checkpoint: Checkpoint,
+        families: Mapping[str, ModelFamily],
+        compute: ComputeThread,
+        progress: Progress,
+        telemetry: tuple[Telemetry, ...],
+    ) -> None:
+        self._order = order
+        self._checkpoint = checkpoint
+        self._families = families
+        self._compute = compute
+        self._progress = progress
+        self._telemetry = telemetry
+        self._shard: Shard | None = None
+        self._next: ActorRef | None = None
+        self._sequences: dict[int, StageSequence] = {}
+
+    async def started(self) -> None:
+        """Watch the driver: without it nobody will ever close this stage."""
+        self.context.monitor(self._order.driver)
+
+    async def receive(self, message: Message) -> Message | None:
+        """Take a step, or prepare for some."""
+        match message:
+            case Step() | Hidden():
+                self._start(message)
+            case OpenSequence():
+                return self._open_sequence(message)
+            case CloseSequence(sequence):
+                self._sequences.pop(sequence, None)
+            case ConnectStage(next):
+                self._next = next
+                return Done()
+            case _Load():
+                return await self._load()
+            case Down():
+                self.context.stop_self()
+        return None
+
+    async def stopped(self) -> None:
+        """Free the slice."""
+        self._sequences.clear()
+        if self._shard is None:
+            return
+        self._shard = None
+        await self._compute.run(_release)
+        for sink in self._telemetry:
+            sink.emit(ModelUnloaded(self._order.model, len(self._order.span)))
+        logger.info("unloaded layers {} of {}", self._order.span, self._order.model)
+
+    async def _load(self) -> StageOpened:
+        from runtime.inference.loading import load_shard
+
+        order = self._order
+        start = self.context.now()
+
+        def work() -> tuple[Shard, int]:
+            shard = load_shard(
+                self._families,
+                self._checkpoint,
+                order.span,
+                order.options,
+                lambda done, total: self._progress(Download(order.model, "loading", done, total)),
+            )
+            return shard, shard.nbytes
+
+        self._shard, size = await self._compute.run(work)
+        seconds = self.context.now() - start
+        for sink in self._telemetry:
+            sink.emit(ModelLoaded(order.model, len(order.span), size, seconds))
+        logger.info("loaded layers {} of {}: {:.0f} MB in {:.1f} s", order.span, order.model, size / 1e6, seconds)
+        return StageOpened(self.context.self_ref, size, seconds)
+
+    def _open_sequence(self, message: OpenSequence) -> Done:
+        from runtime.inference.sequence import StageSequence
+
+        if self._shard is None:
+            raise ModelError(f"{self.context.self_ref} has no model loaded")
+        vocabulary = int(self._checkpoint.text_config.get("vocab_size", 0))
+        self._sequences[message.sequence] = StageSequence(self._shard, message, vocabulary)
+        return Done()
+
+    def _start(self, step: Step | Hidden) -> None:
+        sequence = self._sequences.get(step.sequence)
+        if sequence is None:
+            return  # it was closed while this step was on its way
+        self._compute.submit(
+            lambda: sequence.step(step), lambda result, error: self._finish(step.sequence, result, error)
+        )
+
+    def _finish(self, sequence: int, result: Hidden | Sampled | Prefilled | None, error: BaseException | None) -> None:
+        if sequence not in self._sequences:
+            return
+        target = self._next if isinstance(result, Hidden) else self._order.driver
+        try:
+            if result is None or target is None:
+                raise error or ModelError(f"layers {self._order.span} have no next stage")
+            self.context.tell(target, result)
+        except Exception as failure:  # noqa: BLE001 - whatever broke this step must not break the other sequences
+            self._sequences.pop(sequence, None)
+            if not isinstance(failure, RuntimeFault):
+                logger.opt(exception=failure).error("a step over layers {} failed", self._order.span)
+            self._fail(sequence, str(failure) or repr(failure))
+
+    def _fail(self, sequence: int, text: str) -> None:
+        try:
+            self.context.tell(self._order.driver, StepFailed(sequence, f"{self.context.node}: {text}"))
+        except RuntimeFault as fault:
+            logger.debug("the driver of {} is not told of a failed step: {}", self._order.model, fault)
+
+
+def _release() -> None:
+    """Give the freed weights' memory back to the system."""
+    import gc
+
+    import mlx.core as mx
+
+    gc.collect()
+    mx.clear_cache()

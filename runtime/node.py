@@ -1,0 +1,323 @@
+"""One node: everything put together, from a configuration to a served endpoint, and taken apart again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import psutil
+from loguru import logger
+
+from runtime import __version__
+from runtime.actors import ActorRef, ActorSystem
+from runtime.cluster import Ledger, Membership, NodeInfo, NodeProfile, Registry, ServedModel
+from runtime.config import Config
+from runtime.errors import RuntimeFault
+from runtime.http.admin import NodeEntry, NodeStatus, admin_router
+from runtime.http.listener import Listener, serve
+from runtime.http.server import create_app
+from runtime.http.settings import HttpSettings
+from runtime.inference.accelerator import Accelerator, prepare
+from runtime.inference.blas import backend_name
+from runtime.inference.catalogue import Catalogue
+from runtime.inference.compute import ComputeThread
+from runtime.inference.driver import Driver, DriverLimits
+from runtime.inference.engine import RuntimeEngine
+from runtime.inference.models import MODELS, Models
+from runtime.inference.placing import Placer, PlacingSettings
+from runtime.inference.progress import ProgressBoard
+from runtime.inference.stage import STAGES, StageHost
+from runtime.spi import Frontend, ModelFamily, ModelSource, NodeMemory, PeerChanged, Telemetry
+from runtime.spi.hookspecs import PluginContext
+from runtime.spi.loader import PluginRecord, Plugins, Role
+from runtime.wire import Network
+
+DRAIN_SECONDS = 10.0
+"""How long a stopping node lets its actors finish."""
+WAITING_PER_SEQUENCE = 16
+"""Generations that may wait for each that may run."""
+
+
+class Node:
+    """A running node. Made by :func:`run_node`."""
+
+    def __init__(self, config: Config, plugins: Plugins, fail: Callable[[Exception], None]) -> None:
+        """``fail`` is called when the node cannot go on."""
+        self.config = config
+        self._plugins = plugins
+        self._started = time.time()
+        self._accelerator: Accelerator | None = None
+        self._listener: Listener | None = None
+        self._background: set[asyncio.Task[None]] = set()
+
+        name = config.node.name
+        self.system = ActorSystem(name, fail)
+        cluster = config.cluster
+        self._network = Network(
+            self.system,
+            key=cluster.key.get_secret_value().encode() if cluster.key else b"",
+            advertise=str(cluster.advertise_address) if cluster.advertise_address else None,
+        )
+        self._families: dict[str, ModelFamily] = self._providers("family", config.roles.families)
+        self._telemetry: dict[str, Telemetry] = self._providers("telemetry", config.roles.telemetry)
+        self._frontends: dict[str, Frontend] = self._providers("frontend", config.roles.frontends)
+        sources: dict[str, ModelSource] = self._providers("source", config.roles.sources)
+
+        self.ledger = Ledger(self.system, self._memory)
+        self.membership = Membership(
+            self.system, self._network, self._provider("discovery", config.roles.discovery), self._profile
+        )
+        self.registry = Registry(self.system, self._network)
+        self.compute = ComputeThread()
+        self._board = ProgressBoard()
+        self._catalogue = Catalogue(sources)
+        sinks = tuple(self._telemetry.values())
+        self.engine = RuntimeEngine(
+            self.system,
+            self._catalogue,
+            self.compute,
+            self._board,
+            self.registry.entries,
+            sinks,
+            config.models.default,
+        )
+        self._placer = Placer(
+            self.system,
+            self._catalogue,
+            self.membership.live,
+            self._provider("placement", config.roles.placement),
+            self._provider("memory", config.roles.memory),
+            self._placing_settings(),
+        )
+        self._sinks = sinks
+
+    # -- life -------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Start the actors, and join the cluster if one is configured."""
+        self.ledger.start()
+        self.membership.start()
+        self.registry.start()
+        self.membership.subscribe(self._peer_changed)
+        self.system.spawn(
+            lambda: StageHost(self._catalogue, self._families, self.compute, self._board, self._sinks), STAGES
+        )
+        self.system.spawn(lambda: Models(self._new_driver, self._served_by, self._peers), MODELS)
+        listen = self.config.cluster.listen_address
+        if listen is not None:
+            await self._network.listen(listen.host, listen.port)
+
+    def listening(self, listener: Listener) -> None:
+        """The endpoint is up: now there is time to load what is slow."""
+        self._listener = listener
+        self._run(self._warm_up(), "warm up")
+
+    async def stop(self) -> None:
+        """Finish what runs, within a few seconds, and leave the cluster."""
+        for task in self._background:
+            task.cancel()
+        await self.membership.stop()
+        await self.system.shut_down(DRAIN_SECONDS)
+        await self._network.close()
+        if not self.compute.close(DRAIN_SECONDS):
+            logger.warning("the compute thread is still busy; leaving it")
+
+    def app(self) -> Any:
+        """Make the HTTP application."""
+        return create_app(
+            self._frontends, self._telemetry, self.engine, admin_router(self.engine, self), self.http_settings()
+        )
+
+    def http_settings(self) -> HttpSettings:
+        """The configuration of the HTTP server, in its own terms."""
+        http = self.config.http
+        return HttpSettings(
+            host=http.host,
+            port=http.port,
+            api_key=http.api_key.get_secret_value() if http.api_key else None,
+            allowed_hosts=http.allowed_hosts,
+            allowed_origins=http.allowed_origins,
+            max_body_bytes=http.max_body_bytes,
+        )
+
+    def greetings(self, url: str) -> list[str]:
+        """Shell commands that try each API with the default model."""
+        key = self.config.http.api_key is not None
+        lines = (frontend.greeting(url, self.config.models.default, key) for frontend in self._frontends.values())
+        return [line for line in lines if line]
+
+    # -- what the admin API asks --------------------------------------------------------------------------------------
+
+    def status(self) -> NodeStatus:
+        """Describe this node."""
+        memory = self._memory()
+        served = self.registry.entries()
+        accelerator = self._accelerator
+        return NodeStatus(
+            node=self.system.node,
+            version=__version__,
+            pid=os.getpid(),
+            uptime=time.time() - self._started,
+            backend=self._backend(),
+            blas=None if accelerator is None else accelerator.blas.name,
+            memory_total=memory.total,
+            memory_available=memory.available,
+            memory_reserved=self.ledger.memory().reserved,
+            nodes=len(self.membership.live()),
+            models=len(served),
+            active=sum(entry.active for entry in served),
+            default_model=self.config.models.default,
+            urls=() if self._listener is None else self._listener.urls,
+        )
+
+    def nodes(self) -> list[NodeEntry]:
+        """List the nodes known, this one first."""
+        return [_entry(info) for info in self.membership.members()]
+
+    def plugins(self) -> tuple[PluginRecord, ...]:
+        """List the plugins found, with their state."""
+        return self._plugins.records
+
+    # -- inside -----------------------------------------------------------------------------------------------------
+
+    def _provider(self, role: Role, name: str) -> Any:
+        context = PluginContext(
+            node=self.config.node.name, data_dir=self.config.node.data_dir, model_paths=self.config.models.path
+        )
+        return self._plugins.make(role, name, self.config.plugin_settings, context)
+
+    def _providers(self, role: Role, names: tuple[str, ...]) -> dict[str, Any]:
+        return {name: self._provider(role, name) for name in names}
+
+    def _placing_settings(self) -> PlacingSettings:
+        models = self.config.models
+        return PlacingSettings(
+            context=models.context,
+            sequences=models.sequences,
+            prefill_chunk=models.prefill_chunk,
+            dtype=models.dtype,
+            dequantize=str(models.dequantize).lower(),
+        )
+
+    def _new_driver(self, model: str) -> Driver:
+        models = self.config.models
+        limits = DriverLimits(
+            sequences=models.sequences,
+            waiting=WAITING_PER_SEQUENCE * models.sequences,
+            prefill_chunk=models.prefill_chunk,
+            keep_alive=models.keep_alive,
+        )
+        return Driver(model, self._placer, limits, self._board, self._publish, self._withdraw)
+
+    def _publish(self, entry: ServedModel) -> None:
+        self.registry.publish(entry)
+
+    def _withdraw(self, model: str, driver: ActorRef) -> None:
+        self.registry.withdraw(model, driver)
+
+    def _served_by(self, model: str) -> ActorRef | None:
+        entry = self.registry.lookup(model)
+        return None if entry is None else entry.driver
+
+    def _peers(self) -> list[str]:
+        return [view.name for view in self.membership.live() if view.name != self.system.node]
+
+    def _memory(self) -> NodeMemory:
+        memory = psutil.virtual_memory()
+        return NodeMemory(
+            total=memory.total, available=memory.available, reserve=int(self.config.models.memory_reserve)
+        )
+
+    def _backend(self) -> str:
+        return backend_name() if self._accelerator is None else self._accelerator.backend
+
+    def _profile(self) -> NodeProfile:
+        return NodeProfile(
+            version=__version__,
+            backend=self._backend(),
+            memory=self.ledger.memory(),
+            families=tuple(self._families),
+        )
+
+    def _peer_changed(self, info: NodeInfo) -> None:
+        for sink in self._sinks:
+            sink.emit(PeerChanged(info.name, str(info.state)))
+
+    async def _warm_up(self) -> None:
+        self._accelerator = await self.compute.run(prepare)
+        blas = self._accelerator.blas
+        logger.info("computing on {} ({}) with {}", self._accelerator.device, self._accelerator.backend, blas.name)
+        if blas.advice is not None:
+            logger.warning("{}", blas.advice)
+        if self.config.models.preload:
+            try:
+                await self.engine.load(self.config.models.default)
+            except RuntimeFault as fault:
+                logger.error("{} is not preloaded: {}", self.config.models.default, fault)
+
+    def _run(self, work: Any, name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._background.add(task)
+        task.add_done_callback(self._background_done)
+
+    def _background_done(self, task: asyncio.Task[None]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.opt(exception=error).error("{} failed", task.get_name())
+
+
+def _entry(info: NodeInfo) -> NodeEntry:
+    profile = info.profile
+    return NodeEntry(
+        name=info.name,
+        state="self" if info.local else str(info.state),
+        address=info.address,
+        backend=profile.backend if profile else "unknown",
+        memory_total=profile.memory.total if profile else 0,
+        memory_available=profile.memory.available if profile else 0,
+        version=profile.version if profile else "unknown",
+        rtt=info.rtt,
+        last_seen=None if info.local else info.last_seen,
+        reason=info.reason,
+    )
+
+
+@asynccontextmanager
+async def run_node(
+    config: Config, plugins: Plugins, fail: Callable[[Exception], None]
+) -> AsyncIterator[tuple[Node, Listener]]:
+    """Run a node for the length of the block.
+
+    Args:
+        config: the whole configuration.
+        plugins: the plugins that it was validated with.
+        fail: called when the node cannot go on; the block should then be left.
+
+    Raises:
+        ConfigError: an address is taken or not this machine's.
+        PluginError: a selected provider cannot be made.
+    """
+    node = Node(config, plugins, fail)
+    try:
+        await node.start()
+        async with serve(node.app(), node.http_settings()) as listener:
+            node.listening(listener)
+            yield node, listener
+    finally:
+        await node.stop()
+
+
+def event_loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Return uvloop's event loop where it is installed, else None for the standard one."""
+    if sys.platform == "win32":
+        return None
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop

@@ -1,0 +1,203 @@
+"""A model cut into stages computes bit for bit what it computes whole."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from mlx_lm.models.cache import make_prompt_cache
+from runtime_dense.architectures import DENSE_TYPES
+from runtime_dense.family import DenseFamily
+
+from runtime.errors import CheckpointCorrupt, ModelUnsupported
+from runtime.inference.shard import Shard
+from runtime.spi import LayerSpan, LoadOptions, read_checkpoint
+from runtime.testing.models import tiny_llama
+
+FLOAT32 = LoadOptions(dtype="float32", dequantize=True)
+CHUNKS = [list(range(5, 25)), [7], [9], list(range(12)), [1]]
+"""Prefill in two chunks with decoding before, between and after."""
+
+SMALL: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "vocab_size": 96,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5,
+    "layer_norm_eps": 1e-5,
+    "norm_eps": 1e-5,
+    "norm_epsilon": 1e-5,
+    "rope_theta": 10000.0,
+    "bias": False,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "use_bias": True,
+    "tie_word_embeddings": True,
+}
+PECULIAR: dict[str, dict[str, Any]] = {
+    "gemma2": {"query_pre_attn_scalar": 8},
+    "granite": {
+        "logits_scaling": 2.0,
+        "attention_multiplier": 0.3,
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.5,
+    },
+    "glm4": {"partial_rotary_factor": 0.5},
+    "stablelm": {"partial_rotary_factor": 0.5, "use_qkv_bias": True, "rope_pct": 0.5},
+    "smollm3": {"no_rope_layer_interval": 2},
+    "cohere": {"logit_scale": 0.25},
+}
+
+
+def stages(family: DenseFamily, config: dict[str, Any], cuts: list[int], weights: Any) -> list[Shard]:
+    """Build a model anew for every stage, with the weights of one whole model."""
+    total = config["num_hidden_layers"]
+    shards = []
+    for start, stop in pairwise([0, *cuts, total]):
+        shard = Shard(family.build(config), LayerSpan(start, stop, total))
+        names = {name for name, _ in _flat(shard.model)}
+        shard.model.load_weights([(name, array) for name, array in weights if name in names], strict=True)
+        shard.model.eval()
+        shards.append(shard)
+    return shards
+
+
+def _flat(model: Any) -> list[tuple[str, mx.array]]:
+    from mlx.utils import tree_flatten
+
+    flat: list[tuple[str, mx.array]] = tree_flatten(model.parameters())
+    return flat
+
+
+def differences(whole: Any, shards: list[Shard], chunks: list[list[int]]) -> list[float]:
+    """Run the chunks through both; return the largest difference of the logits for each."""
+    cache, caches = make_prompt_cache(whole), [shard.new_cache() for shard in shards]
+    found = []
+    for chunk in chunks:
+        tokens = mx.array([chunk])
+        expected = whole(tokens, cache=cache)
+        hidden = tokens
+        for shard, own in zip(shards, caches, strict=True):
+            hidden = shard.forward(hidden, own)
+            mx.eval(hidden, shard.ghost_state(own))
+        found.append(float(mx.abs(expected - hidden).max().item()))
+    return found
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("model_type", sorted(DENSE_TYPES))
+def test_every_dense_type_is_bit_exact_at_every_cut(model_type: str, tied: bool) -> None:
+    family = DenseFamily()
+    config = {**SMALL, **PECULIAR.get(model_type, {}), "model_type": model_type, "tie_word_embeddings": tied}
+    mx.random.seed(1)
+    whole = family.build(config)
+    whole.eval()
+    mx.eval(whole.parameters())
+    weights = _flat(whole)
+    for cuts in ([1], [2], [3], [1, 2, 3]):
+        assert differences(whole, stages(family, config, cuts, weights), CHUNKS) == [0.0] * len(CHUNKS), cuts
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {},
+        {"tied": False},
+        {"quantize": 4},
+        {"sliding": 8},
+        {"files": 3},
+        {"dtype": "bfloat16"},
+    ],
+    ids=str,
+)
+def test_slices_loaded_from_files_equal_the_whole_model_loaded_from_files(tmp_path: Path, kind: dict[str, Any]) -> None:
+    family, checkpoint = DenseFamily(), read_checkpoint(tiny_llama(tmp_path / "model", **kind))
+
+    def load(span: LayerSpan) -> Shard:
+        shard = Shard(family.build(checkpoint.config), span)
+        family.load(shard.model, checkpoint, span, FLOAT32, lambda done, total: None)
+        return shard
+
+    total = checkpoint.num_layers
+    whole = load(LayerSpan.whole(total))
+    parts = [load(LayerSpan(0, 1, total)), load(LayerSpan(1, 3, total)), load(LayerSpan(3, total, total))]
+    assert differences(whole.model, parts, CHUNKS) == [0.0] * len(CHUNKS)
+    loaded = dict(_flat(whole.model))
+    for part in parts:
+        for name, array in _flat(part.model):
+            assert mx.array_equal(array, loaded[name]), name
+
+
+def test_a_slice_owns_nothing_of_the_layers_outside_it(tmp_path: Path) -> None:
+    checkpoint = read_checkpoint(tiny_llama(tmp_path / "model", tied=False))
+    shard = Shard(DenseFamily().build(checkpoint.config), LayerSpan(1, 3, 4))
+    owners = {name.split(".")[2] if ".layers." in name else name for name, _ in _flat(shard.model)}
+    assert owners == {"1", "2"}
+
+
+def test_a_ghost_answers_for_the_layer_it_stands_for(tmp_path: Path) -> None:
+    checkpoint = read_checkpoint(tiny_llama(tmp_path / "model", sliding=8))
+    model = DenseFamily().build(checkpoint.config)
+    expected = [layer.use_sliding for layer in model.layers]
+    Shard(model, LayerSpan(1, 2, 4))
+    assert [layer.use_sliding for layer in model.layers] == expected
+
+
+def test_ghosts_of_one_kind_share_one_cache_entry(tmp_path: Path) -> None:
+    checkpoint = read_checkpoint(tiny_llama(tmp_path / "model", layers=6))
+    cache = Shard(DenseFamily().build(checkpoint.config), LayerSpan(5, 6, 6)).new_cache()
+    assert len({id(entry) for entry in cache}) == 2
+
+
+def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
+    path = tiny_llama(tmp_path / "model")
+    checkpoint = read_checkpoint(path)
+    del checkpoint.tensors["model.layers.1.mlp.down_proj.weight"]
+    family = DenseFamily()
+    shard = Shard(family.build(checkpoint.config), LayerSpan(0, 2, 4))
+    with pytest.raises(CheckpointCorrupt, match=r"layers\.1\.mlp\.down_proj\.weight"):
+        family.load(shard.model, checkpoint, shard.span, FLOAT32, lambda done, total: None)
+
+
+def test_a_damaged_layer_of_another_stage_does_not_matter(tmp_path: Path) -> None:
+    checkpoint = read_checkpoint(tiny_llama(tmp_path / "model"))
+    del checkpoint.tensors["model.layers.3.mlp.down_proj.weight"]
+    family = DenseFamily()
+    shard = Shard(family.build(checkpoint.config), LayerSpan(0, 2, 4))
+    family.load(shard.model, checkpoint, shard.span, FLOAT32, lambda done, total: None)
+
+
+def test_a_surplus_tensor_of_an_owned_layer_is_named(tmp_path: Path) -> None:
+    path = tiny_llama(tmp_path / "model")
+    mx.save_safetensors(str(path / "model-extra.safetensors"), {"model.layers.1.mlp.unknown.weight": mx.zeros((2,))})
+    checkpoint = read_checkpoint(path)
+    family = DenseFamily()
+    shard = Shard(family.build(checkpoint.config), LayerSpan(0, 2, 4))
+    with pytest.raises(CheckpointCorrupt, match=r"model\.layers\.1\.mlp\.unknown"):
+        family.load(shard.model, checkpoint, shard.span, FLOAT32, lambda done, total: None)
+
+
+def test_a_model_with_another_number_of_layers_is_refused(tmp_path: Path) -> None:
+    checkpoint = read_checkpoint(tiny_llama(tmp_path / "model"))
+    with pytest.raises(ModelUnsupported, match="one list"):
+        Shard(DenseFamily().build(checkpoint.config), LayerSpan(0, 2, 9))
+
+
+@pytest.mark.parametrize("model_type", ["mixtral", "qwen3_moe", "no_such_model"])
+def test_what_is_not_dense_is_refused_with_the_reason(tmp_path: Path, model_type: str) -> None:
+    checkpoint = read_checkpoint(tiny_llama(tmp_path / "model"))
+    checkpoint.config["model_type"] = model_type
+    assert model_type in (DenseFamily().refusal(checkpoint) or "")
+
+
+def test_a_model_that_brings_code_is_refused(tmp_path: Path) -> None:
+    checkpoint = read_checkpoint(tiny_llama(tmp_path / "model"))
+    checkpoint.config["model_file"] = "evil.py"
+    assert "model_file" in (DenseFamily().refusal(checkpoint) or "")
