@@ -8,10 +8,10 @@ anyone relies on it.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import struct
-from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,12 @@ from runtime.errors import CheckpointCorrupt, ModelNotFound
 
 MAX_HEADER_BYTES = 100_000_000
 """The format's own limit."""
+
+MAX_DIMENSIONS = 32
+"""Far beyond any tensor; the product of a million sides would take minutes to compute."""
+
+MAX_LAYERS = 1 << 16
+"""Far beyond any model; what is claimed above it is not used to size anything."""
 
 _BITS = {
     "BOOL": 8,
@@ -88,7 +94,7 @@ class Checkpoint(msgspec.Struct, frozen=True, dict=True):
         """Number of transformer layers."""
         for key in ("num_hidden_layers", "n_layer", "n_layers", "num_layers"):
             value = self.text_config.get(key)
-            if isinstance(value, int) and value > 0:
+            if type(value) is int and 0 < value <= MAX_LAYERS:  # not a bool, which is an int too
                 return value
         raise CheckpointCorrupt(f"{self.path / 'config.json'} does not say how many layers the model has")
 
@@ -97,7 +103,7 @@ class Checkpoint(msgspec.Struct, frozen=True, dict=True):
         """Longest sequence the model was made for, in tokens; 4096 where the configuration does not say."""
         for key in ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "n_ctx"):
             value = self.text_config.get(key)
-            if isinstance(value, int) and value > 0:
+            if type(value) is int and value > 0:
                 return value
         return 4096
 
@@ -153,7 +159,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         config = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelNotFound(f"{path} is not a model folder: it has no config.json") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # RecursionError: brackets nested a thousand deep
         raise CheckpointCorrupt(f"{file} cannot be read as JSON: {error}") from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise CheckpointCorrupt(f"{file} names no model_type, so no architecture can be chosen")
@@ -167,10 +173,12 @@ def _weight_files(path: Path) -> list[Path]:
         try:
             weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
             names = sorted(set(weight_map.values()))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointCorrupt(f"{index} is not a safetensors index: {error!r}") from error
+        if not names:
+            raise CheckpointCorrupt(f"{index} names no files")
         for name in names:
-            if not isinstance(name, str) or Path(name).name != name:
+            if not isinstance(name, str) or Path(name).name != name or "\0" in name:
                 raise CheckpointCorrupt(f"{index} names the file {name!r}, which is not in the model's folder")
         missing = [name for name in names if not (path / name).is_file()]
         if missing:
@@ -182,8 +190,8 @@ def _weight_files(path: Path) -> list[Path]:
     return files
 
 
-def read_safetensors_header(file: Path) -> Iterable[TensorInfo]:
-    """Yield the tensors that a safetensors file describes, each checked to lie inside the file.
+def read_safetensors_header(file: Path) -> list[TensorInfo]:
+    """Return the tensors that a safetensors file describes, each checked to lie inside the file, on bytes of its own.
 
     Raises:
         CheckpointCorrupt: the header is not one, or a tensor's bytes are not where or as many as it says.
@@ -201,22 +209,29 @@ def read_safetensors_header(file: Path) -> Iterable[TensorInfo]:
                     f"and the file has {size}"
                 )
             header = json.loads(stream.read(length))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointCorrupt(f"the safetensors header of {file} cannot be read: {error}") from error
     if not isinstance(header, dict):
         raise CheckpointCorrupt(f"the safetensors header of {file} is not a JSON object")
     header.pop("__metadata__", None)
-    for name, entry in header.items():
-        yield _tensor(file, size, 8 + length, name, entry)
+    tensors = [_tensor(file, size, 8 + length, name, entry) for name, entry in header.items()]
+    in_order = sorted((tensor for tensor in tensors if tensor.nbytes), key=lambda tensor: tensor.offset)
+    for before, after in itertools.pairwise(in_order):
+        if before.offset + before.nbytes > after.offset:
+            raise CheckpointCorrupt(f"{file} is damaged: its tensors {before.name!r} and {after.name!r} overlap")
+    return tensors
 
 
 def _tensor(file: Path, size: int, base: int, name: str, entry: Any) -> TensorInfo:
     try:
-        dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        nbytes = math.prod(shape) * _BITS[dtype] // 8
-        sound = all(isinstance(side, int) and side >= 0 for side in (*shape, begin, end))
+        dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"][:MAX_DIMENSIONS]), entry["data_offsets"]
+        nbytes, split = divmod(math.prod(shape) * _BITS[dtype], 8)
+        sound = isinstance(entry["shape"], list) and len(shape) == len(entry["shape"]) and not split
+        sound = sound and all(type(side) is int and side >= 0 for side in (*shape, begin, end))
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointCorrupt(f"{file} describes tensor {name!r} in a form that is not safetensors: {error!r}") from error
+        raise CheckpointCorrupt(
+            f"{file} describes tensor {name!r} in a form that is not safetensors: {error!r}"
+        ) from error
     if not sound or end - begin != nbytes or base + end > size:
         raise CheckpointCorrupt(
             f"{file} is damaged or was cut short: tensor {name!r} of {dtype}{list(shape)} should take {nbytes} bytes "
