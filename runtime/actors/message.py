@@ -67,18 +67,23 @@ def message_type(tag: str) -> type[Message]:
 
 
 def tag_of(message: Message | type[Message]) -> str:
-    """Return a message's stable name."""
-    tag = message.__struct_config__.tag
-    if not isinstance(tag, str):
-        raise TypeError(f"{message!r} has no tag; state one in its class line")
+    """Return a message's stable name.
+
+    Raises:
+        TypeError: its class states none. msgspec then takes the class's own name, which may clash or change unseen.
+    """
+    cls = message if isinstance(message, type) else type(message)
+    tag = cls.__struct_config__.tag
+    if not isinstance(tag, str) or tag == cls.__name__:
+        raise TypeError(f"{cls.__module__}.{cls.__name__} has no tag; state one in its class line")
     return tag
 
 
 def _collect(base: type[Message]) -> None:
     for cls in base.__subclasses__():
         tag = cls.__struct_config__.tag
-        # A parametrised generic such as Request[Granted] is a class too, with no tag of its own.
-        if isinstance(tag, str):
+        # Bases such as Request state no tag of their own, and nobody sends them.
+        if isinstance(tag, str) and tag != cls.__name__:
             other = _types.setdefault(tag, cls)
             if other is not cls:
                 raise TypeError(f"{other.__module__}.{other.__name__} and {cls.__module__}.{cls.__name__} share a tag")

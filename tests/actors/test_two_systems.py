@@ -1,0 +1,433 @@
+"""Two actor systems joined by a transport that encodes nothing: what crosses nodes, without sockets."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter as Tally
+from functools import partial
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runtime.actors import (
+    CURRENT,
+    Actor,
+    ActorRef,
+    ActorSystem,
+    Answer,
+    Ask,
+    Down,
+    Failure,
+    Gone,
+    Lane,
+    Message,
+    Overflow,
+    Request,
+    Restart,
+    Signal,
+    Tell,
+    Watch,
+    lane_of,
+)
+from runtime.errors import (
+    ActorStopped,
+    AskTimeout,
+    InvalidRequest,
+    MailboxFull,
+    PeerUnreachable,
+    RemoteFailure,
+    RuntimeFault,
+    TooLarge,
+)
+
+
+class Word(Message, frozen=True, tag="test.nodes.word"):
+    text: str
+
+
+class Tensor(Message, frozen=True, tag="test.nodes.tensor"):
+    lane = Lane.BULK
+
+
+class Repeat(Request[Word], frozen=True, tag="test.nodes.repeat"):
+    text: str
+
+
+class Provoke(Request[Word], frozen=True, tag="test.nodes.provoke"):
+    error: Exception
+
+
+class Delay(Request[Word], frozen=True, tag="test.nodes.delay"):
+    seconds: float
+
+
+class Echo(Actor):
+    """Answers, keeps the words and the downs it hears, and fails when provoked."""
+
+    def __init__(self, heard: list[Message] | None = None) -> None:
+        self.heard = [] if heard is None else heard
+
+    async def receive(self, message: Message) -> Message | None:
+        match message:
+            case Repeat(text):
+                return Word(text)
+            case Provoke(error):
+                raise error
+            case Delay(seconds):
+                await asyncio.sleep(seconds)
+                return Word("at last")
+            case _:
+                self.heard.append(message)
+        return None
+
+
+class Network:
+    """Carries signals between systems in order, a turn of the loop later; a cut loses what is under way."""
+
+    def __init__(self, *names: str) -> None:
+        self.systems = {name: ActorSystem(name) for name in names}
+        self.sent: list[tuple[Signal, Lane]] = []
+        self.refusal: dict[type[Signal], RuntimeFault] = {}
+        self.up = True
+        self.session = 0
+        for name, system in self.systems.items():
+            system.join(_Link(self, name))
+
+    def carry(self, source: str, node: str, signal: Signal, lane: Lane) -> None:
+        if not self.up:
+            raise PeerUnreachable(f"there is no link to {node}")
+        if type(signal) in self.refusal:
+            raise self.refusal[type(signal)]
+        self.sent.append((signal, lane))
+        asyncio.get_running_loop().call_soon(self._arrive, self.session, source, node, signal)
+
+    def _arrive(self, session: int, source: str, node: str, signal: Signal) -> None:
+        if session == self.session:
+            self.systems[node].deliver(source, signal)
+
+    def cut(self) -> None:
+        self.up = False
+        self.session += 1
+        for system in self.systems.values():
+            for other in self.systems:
+                if other != system.node:
+                    system.node_lost(other)
+
+    async def shut_down(self) -> None:
+        for system in self.systems.values():
+            await system.shut_down(1.0)
+
+    def assert_nothing_kept(self) -> None:
+        for system in self.systems.values():
+            assert not system._watchers
+            assert not system._remote_watchers
+            assert not system._pending
+            assert len(system._deadlines) == 0
+
+
+class _Link:
+    def __init__(self, network: Network, name: str) -> None:
+        self.network = network
+        self.name = name
+
+    def send(self, node: str, signal: Signal, lane: Lane) -> None:
+        self.network.carry(self.name, node, signal, lane)
+
+
+@pytest.fixture
+async def network() -> Network:
+    return Network("a", "b")
+
+
+@pytest.fixture
+async def a(network: Network) -> ActorSystem:
+    return network.systems["a"]
+
+
+@pytest.fixture
+async def b(network: Network) -> ActorSystem:
+    return network.systems["b"]
+
+
+async def settle() -> None:
+    await asyncio.sleep(0.001)
+
+
+async def test_an_ask_crosses_and_its_reply_comes_back(network: Network, a: ActorSystem, b: ActorSystem) -> None:
+    ref = b.spawn(Echo, "echo")
+    assert await a.ask(ref, Repeat("hello"), 1.0) == Word("hello")
+    ask = network.sent[0][0]
+    assert isinstance(ask, Ask)
+    assert ask.timeout_ms == 1000
+    network.assert_nothing_kept()
+    await network.shut_down()
+
+
+async def test_tells_cross_in_order_on_the_lane_of_their_message(
+    network: Network, a: ActorSystem, b: ActorSystem
+) -> None:
+    heard: list[Message] = []
+    ref = b.spawn(lambda: Echo(heard), "echo")
+    a.tell(ref, Word("one"))
+    a.tell(ref, Tensor())
+    a.tell(ref, Word("two"))
+    await settle()
+    assert heard == [Word("one"), Tensor(), Word("two")]
+    assert [lane for _, lane in network.sent] == [Lane.CONTROL, Lane.BULK, Lane.CONTROL]
+    await network.shut_down()
+
+
+def test_signals_without_a_bulky_message_go_on_the_control_lane() -> None:
+    ref = ActorRef("b", "/echo")
+    assert lane_of(Answer(1, Tensor())) is Lane.BULK
+    assert lane_of(Ask(ref, Tensor(), 1, 1)) is Lane.BULK
+    for signal in (Answer(1, None), Failure(1, "x", "y"), Watch(ref), Gone(ref, "normal"), Tell(ref, Word(""))):
+        assert lane_of(signal) is Lane.CONTROL
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (InvalidRequest("not so"), InvalidRequest),
+        (MailboxFull("no room"), MailboxFull),
+        (ValueError("a bug"), RemoteFailure),
+    ],
+)
+async def test_a_fault_keeps_its_type_and_text_between_nodes(
+    network: Network, a: ActorSystem, b: ActorSystem, error: Exception, expected: type[RuntimeFault]
+) -> None:
+    ref = b.spawn(Echo, "echo", restart=Restart.TEMPORARY)
+    with pytest.raises(expected, match=str(error)):
+        await a.ask(ref, Provoke(error), 1.0)
+    await network.shut_down()
+
+
+async def test_a_message_to_nobody_is_a_dead_letter_there_and_a_request_is_refused(
+    network: Network, a: ActorSystem, b: ActorSystem
+) -> None:
+    nobody = ActorRef("b", "/nobody")
+    a.tell(nobody, Word("hello"))
+    with pytest.raises(ActorStopped, match="no actor lives at b/nobody"):
+        await a.ask(nobody, Repeat("hello"), 1.0)
+    assert b.dead_letters == {"actor_stopped": 1}
+    await network.shut_down()
+
+
+async def test_a_message_to_a_full_mailbox_is_a_dead_letter_there(
+    network: Network, a: ActorSystem, b: ActorSystem
+) -> None:
+    class Small(Echo):
+        capacity = 1
+        overflow = Overflow.REJECT
+
+    ref = b.spawn(Small, "small")
+    for text in ("one", "two", "three"):
+        a.tell(ref, Word(text))
+    await settle()
+    assert b.dead_letters == {"mailbox_full": 2}
+    await network.shut_down()
+
+
+async def test_the_askers_clock_decides_and_a_late_answer_is_counted(
+    network: Network, a: ActorSystem, b: ActorSystem
+) -> None:
+    ref = b.spawn(Echo, "echo")
+    with pytest.raises(AskTimeout):
+        await a.ask(ref, Delay(2.0), 1.0)
+    await asyncio.sleep(2.0)
+    assert a.dead_letters == {"late_reply": 1}
+    await network.shut_down()
+
+
+async def test_an_answer_that_cannot_travel_becomes_the_reason_why(
+    network: Network, a: ActorSystem, b: ActorSystem
+) -> None:
+    ref = b.spawn(Echo, "echo")
+    network.refusal[Answer] = TooLarge("a frame holds no such answer")
+    with pytest.raises(TooLarge, match="no such answer"):
+        await a.ask(ref, Repeat("hello"), 1.0)
+    await network.shut_down()
+
+
+async def test_an_ask_that_cannot_be_sent_fails_at_once(network: Network, a: ActorSystem) -> None:
+    network.up = False
+    with pytest.raises(PeerUnreachable):
+        await a.ask(ActorRef("b", "/echo"), Repeat("hello"), 60.0)
+    with pytest.raises(PeerUnreachable):
+        a.tell(ActorRef("b", "/echo"), Word("hello"))
+    network.assert_nothing_kept()
+    await network.shut_down()
+
+
+async def test_a_lost_node_fails_what_was_asked_of_it_at_once(network: Network, a: ActorSystem, b: ActorSystem) -> None:
+    ref = b.spawn(Echo, "echo")
+    asking = asyncio.create_task(a.ask(ref, Delay(50.0), 60.0))
+    await settle()
+    network.cut()
+    before = a.now()
+    with pytest.raises(PeerUnreachable, match="node b was lost while b/echo was asked"):
+        await asking
+    assert a.now() == before
+    await network.shut_down()
+
+
+async def test_an_answer_from_another_node_or_another_life_of_this_one_is_not_taken(
+    network: Network, a: ActorSystem, b: ActorSystem
+) -> None:
+    ref = b.spawn(Echo, "echo")
+    asking = asyncio.create_task(a.ask(ref, Delay(1.0), 60.0))
+    await settle()
+    ask = network.sent[0][0]
+    assert isinstance(ask, Ask)
+    a.deliver("c", Answer(ask.id, Word("forged")))
+    for former in range(100):
+        a.deliver("b", Answer(former, Word("from before the restart")))
+    assert await asking == Word("at last")
+    assert a.dead_letters == {"late_reply": 101}
+    await network.shut_down()
+
+
+async def test_a_remote_stop_is_one_down(network: Network, a: ActorSystem, b: ActorSystem) -> None:
+    heard: list[Message] = []
+    watcher = a.spawn(lambda: Echo(heard), "watcher")
+    ref = b.spawn(Echo, "echo")
+    a.monitor(watcher, ref)
+    a.monitor(watcher, ref)
+    await settle()
+    b.stop(ref)
+    await b.stopped(ref)
+    await settle()
+    network.cut()
+    await settle()
+    assert heard == [Down(ref, "normal")]
+    network.assert_nothing_kept()
+    await network.shut_down()
+
+
+async def test_a_remote_failure_a_missing_actor_and_a_lost_node_are_told_apart(
+    network: Network, a: ActorSystem, b: ActorSystem
+) -> None:
+    heard: list[Message] = []
+    watcher = a.spawn(lambda: Echo(heard), "watcher")
+    failing = b.spawn(Echo, "failing", restart=Restart.TEMPORARY)
+    living = b.spawn(Echo, "living")
+    nobody = ActorRef("b", "/nobody")
+    by_path = ActorRef("b", "/living", CURRENT)
+    for target in (failing, nobody, living, by_path):
+        a.monitor(watcher, target)
+    await settle()
+    b.tell(failing, Provoke(ValueError("crash")))
+    await settle()
+    assert heard == [Down(nobody, "noproc"), Down(failing, "failed")]
+    network.cut()
+    a.monitor(watcher, living)
+    await settle()
+    assert sorted(heard[2:], key=str) == sorted(
+        [Down(living, "noconnection"), Down(by_path, "noconnection"), Down(living, "noconnection")], key=str
+    )
+    network.assert_nothing_kept()
+    await network.shut_down()
+
+
+async def test_the_other_node_hears_once_of_many_watchers_and_when_the_last_one_is_gone(
+    network: Network, a: ActorSystem, b: ActorSystem
+) -> None:
+    ref = b.spawn(Echo, "echo")
+    watchers = [a.spawn(Echo, f"watcher{n}") for n in range(3)]
+    for watcher in watchers:
+        a.monitor(watcher, ref)
+    await settle()
+    assert [type(signal) for signal, _ in network.sent] == [Watch]
+    assert b._remote_watchers == {ref: {"a"}}
+    a.demonitor(watchers[0], ref)
+    for watcher in watchers[1:]:
+        a.stop(watcher)
+        await a.stopped(watcher)
+    await settle()
+    network.assert_nothing_kept()
+    await network.shut_down()
+
+
+async def test_a_node_cannot_announce_the_end_of_anothers_actor(network: Network, a: ActorSystem) -> None:
+    heard: list[Message] = []
+    watcher = a.spawn(lambda: Echo(heard), "watcher")
+    target = a.spawn(Echo, "target")
+    a.monitor(watcher, target)
+    a.deliver("b", Gone(target, "failed"))
+    await settle()
+    assert heard == []
+    await network.shut_down()
+
+
+async def test_a_drain_elsewhere_reaches_those_who_watch_and_ask(
+    network: Network, a: ActorSystem, b: ActorSystem
+) -> None:
+    heard: list[Message] = []
+    watcher = a.spawn(lambda: Echo(heard), "watcher")
+    ref = b.spawn(Echo, "echo")
+    a.monitor(watcher, ref)
+    asking = asyncio.create_task(a.ask(ref, Delay(100.0), 600.0))
+    await settle()
+    await b.shut_down(1.0)
+    with pytest.raises(ActorStopped, match="was stopped while it handled Delay"):
+        await asking
+    await settle()
+    assert heard == [Down(ref, "killed")]
+    await network.shut_down()
+
+
+Steps = st.lists(
+    st.tuples(
+        st.sampled_from(["spawn", "stop", "crash", "monitor", "demonitor", "turn", "turn", "settle", "cut", "mend"]),
+        st.integers(0, 1),
+        st.integers(0, 1),
+    ),
+    max_size=60,
+)
+
+
+@given(Steps)
+async def test_every_monitor_across_nodes_gives_exactly_one_down_whatever_happens(
+    steps: list[tuple[str, int, int]],
+) -> None:
+    network = Network("a", "b")
+    a, b = network.systems["a"], network.systems["b"]
+    heard: list[list[Message]] = [[], []]
+    watchers = [a.spawn(partial(Echo, kept), f"watcher{n}") for n, kept in enumerate(heard)]
+    latest = [ActorRef("b", f"/target{n}", 1) for n in range(2)]
+    # A monitor is open from the call until its Down or its demonitor; asking again meanwhile is the same monitor.
+    owed: list[Tally[ActorRef]] = [Tally(), Tally()]
+    for step, w, t in steps:
+        target = latest[t]
+        cell = b._find(target)
+        watching = a._cells[f"/watcher{w}"].watching
+        match step:
+            case "spawn" if f"/target{t}" not in b._cells:
+                latest[t] = b.spawn(Echo, f"target{t}", restart=Restart.TEMPORARY)
+            case "stop":
+                b.stop(target)
+            case "crash" if cell is not None and not cell.stopping:
+                b.tell(target, Provoke(ValueError("crash")))
+            case "monitor":
+                owed[w][target] += target not in watching
+                a.monitor(watchers[w], target)
+            case "demonitor":
+                owed[w][target] -= target in watching
+                a.demonitor(watchers[w], target)
+            case "turn":
+                await asyncio.sleep(0)
+            case "settle":
+                await settle()
+            case "cut":
+                network.cut()
+            case "mend":
+                network.up = True
+    for target in latest:
+        b.stop(target)
+        await b.stopped(target)
+    await settle()
+    for kept, due in zip(heard, owed, strict=True):
+        assert Tally(down.ref for down in kept if isinstance(down, Down)) == due
+    network.assert_nothing_kept()
+    await network.shut_down()
