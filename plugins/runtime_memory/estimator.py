@@ -9,8 +9,8 @@ working memory      one chunk of T tokens through one layer: T x (4 hidden + 2 q
                     kernel, also 2 x heads x T x tokens x w of scores
 logits              on the last stage: sequences x vocabulary x (w + 12), for the logits, their log-probabilities
                     and a sorted copy in float32. The head runs on the tokens that are sampled from, one a sequence
-loading             the largest module as it is stored, while it is converted; only what exceeds the working memory
-                    and the logits, which are not needed at that time
+loading             what the largest module needs while it is converted; only what exceeds the cache, the working
+                    memory and the logits, none of which exist at that time
 overhead            what MLX and the allocator keep aside
 ==================  =================================================================================================
 """
@@ -79,14 +79,14 @@ class SafetensorsEstimator(MemoryEstimator):
         working = _working(shape, workload, width, fused=width == 2 and shape.head_dim in _FUSED_HEAD_DIMS)
         working += max(caches)
         logits = workload.sequences * shape.vocabulary * (width + 12) if span.is_last else 0
-        largest = max((module.stored for module in modules), default=0)
+        staged = max((module.staged for module in modules), default=0)
         return MemoryEstimate(
             parts=(
                 Part("weights", sum(module.resident for module in modules)),
                 Part(KV_CACHE, sum(caches)),
                 Part("working memory", working),
                 Part("logits", logits),
-                Part("loading", max(0, largest - working - logits)),
+                Part("loading", max(0, staged - sum(caches) - working - logits)),
                 Part("overhead", OVERHEAD),
             )
         )

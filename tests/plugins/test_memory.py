@@ -200,6 +200,18 @@ def test_the_estimate_of_working_memory_covers_what_a_prefill_takes(tmp_path: Pa
     assert claimed <= 4 * spent, "the estimate is far too large"
 
 
+@pytest.mark.parametrize("dequantize", [True, False])
+def test_what_loading_stages_counts_only_where_nothing_else_covers_it(dequantize: bool) -> None:
+    checkpoint = _checkpoint(layers=1, hidden=256, vocab=8000, quantize=8)
+    embedding = sum(t.nbytes for name, t in checkpoint.tensors.items() if name.startswith("model.embed_tokens."))
+    staged = embedding + (8000 * 256 * 4 if dequantize else 0)
+    options = LoadOptions("float32", dequantize=dequantize)
+    for workload in (Workload(context=16, sequences=1, prefill_chunk=16), Workload(4096, 8, 512)):
+        estimate = _estimate(checkpoint, options=options, workload=workload)
+        later = sum(_part(estimate, name) for name in (KV_CACHE, "working memory", "logits"))
+        assert _part(estimate, "loading") == max(0, staged - later)
+
+
 def test_a_configuration_without_sizes_is_refused() -> None:
     checkpoint = _checkpoint()
     config = {key: value for key, value in checkpoint.config.items() if key != "hidden_size"}
