@@ -34,13 +34,16 @@ PROTOCOL_VERSION = 1
 MAX_MESSAGE = 2048
 """Bytes of any message of the handshake."""
 
+NODE_NAME = r"^[A-Za-z0-9._-]{1,63}\Z"
+"""What a node may be called."""
+
 _MAGIC = "mlx-actor-runtime"
 
 _Nonce = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 _Mac = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 _Session = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 _Instance = Annotated[bytes, msgspec.Meta(min_length=8, max_length=8)]
-_Name = Annotated[str, msgspec.Meta(min_length=1, max_length=128, pattern=r"^[!-~]+$")]
+_Name = Annotated[str, msgspec.Meta(pattern=NODE_NAME)]
 _Host = Annotated[str, msgspec.Meta(max_length=300, pattern=r"^[!-~]*$")]
 
 

@@ -8,6 +8,7 @@ always agree, whichever way the race goes, and no link is taken down that was ev
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 import ssl
 from collections import Counter
@@ -20,10 +21,10 @@ from websockets.asyncio.server import Server, ServerConnection
 from websockets.exceptions import ConnectionClosed
 
 from runtime.actors import ActorSystem, Ask, Gone, Lane, Signal, Tell, Unwatch, Watch
-from runtime.errors import PeerUnreachable, ProtocolError
+from runtime.errors import ConfigError, PeerUnreachable, ProtocolError
 from runtime.wire.address import format_address, parse_address, reachable_address
 from runtime.wire.dialling import Dialling, DialStatus
-from runtime.wire.handshake import Acceptor, Identity, Refusal, Refused, name_text
+from runtime.wire.handshake import NODE_NAME, Acceptor, Identity, Refusal, Refused, name_text
 from runtime.wire.limits import Limits
 from runtime.wire.link import GOING_AWAY, NORMAL, LaneTraffic, Link, PeerInfo
 from runtime.wire.opening import READY, authenticate, await_ready, host_of, introduce, listen, open_socket
@@ -73,7 +74,15 @@ class Network:
         server_tls: ssl.SSLContext | None = None,
         client_tls: ssl.SSLContext | None = None,
     ) -> None:
-        """``key`` is the cluster's secret; ``advertise`` is the address to tell others, if not the one listened on."""
+        """``key`` is the cluster's secret; ``advertise`` is the address to tell others, if not the one listened on.
+
+        Raises:
+            ConfigError: the node's name is none that peers would take.
+        """
+        if not re.search(NODE_NAME, system.node):
+            raise ConfigError(
+                f'a node is named by 1 to 63 letters, digits, ".", "_" or "-", not {system.node!r}', param="node.name"
+            )
         self.address = advertise or ""
         """``host:port`` that peers are told; empty until the node listens."""
         self._system = system
