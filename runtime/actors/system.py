@@ -226,8 +226,6 @@ class ActorSystem:
         finally:
             del self._pending[ask_id]
             self._deadlines.discard(ask_id)
-            if future.done() and not future.cancelled():
-                future.exception()  # else asyncio reports a fault that came just as the asker was cancelled
 
     def dead_letter(self, target: ActorRef, message: object, reason: str) -> None:
         """Count a message that nobody will handle."""

@@ -81,6 +81,18 @@ async def test_children_still_take_work_while_their_parent_drains(log: list[str]
     assert log == ["child worked", "child worked", "child stopped", "parent stopped"]
 
 
+async def test_what_is_queued_at_a_child_is_finished_too(log: list[str]) -> None:
+    parent = Parent(log, "parent")
+    system = ActorSystem("here")
+    system.spawn(lambda: parent, "parent")
+    await asyncio.sleep(0.001)
+    asks = [asyncio.create_task(system.ask(parent.child, Work(1.0), 60.0)) for _ in range(3)]
+    await asyncio.sleep(0.5)
+    await system.shut_down(10.0)
+    assert [await ask for ask in asks] == [Worked()] * 3
+    assert log == ["child worked"] * 3 + ["child stopped", "parent stopped"]
+
+
 async def test_late_actors_are_cancelled_and_what_is_left_is_answered_actor_stopped(log: list[str]) -> None:
     system = ActorSystem("here")
     ref = system.spawn(lambda: Worker(log, "worker"), "worker")
@@ -126,9 +138,11 @@ async def test_a_parent_cancelled_while_it_waits_for_its_children_still_stops_af
     busy = asyncio.create_task(system.ask(parents[0].child, Work(1000.0), 5000.0))
     await asyncio.sleep(0.001)
     system.stop(ref)
+    ended = asyncio.create_task(system.stopped(ref))
     await asyncio.sleep(0.001)
     await system.shut_down(1.0)
     assert log == ["child stopped", "parent stopped"]
+    assert await ended == "killed"
     with pytest.raises(ActorStopped):
         await busy
 

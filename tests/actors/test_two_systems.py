@@ -272,6 +272,17 @@ async def test_a_lost_node_fails_what_was_asked_of_it_at_once(network: Network, 
     await network.shut_down()
 
 
+async def test_a_lost_node_leaves_what_was_asked_of_others() -> None:
+    network = Network("a", "b", "c")
+    a = network.systems["a"]
+    ref = network.systems["b"].spawn(Echo, "echo")
+    asking = asyncio.create_task(a.ask(ref, Delay(1.0), 60.0))
+    await settle()
+    a.node_lost("c")
+    assert await asking == Word("at last")
+    await network.shut_down()
+
+
 async def test_an_answer_from_another_node_or_another_life_of_this_one_is_not_taken(
     network: Network, a: ActorSystem, b: ActorSystem
 ) -> None:
@@ -295,6 +306,7 @@ async def test_a_remote_stop_is_one_down(network: Network, a: ActorSystem, b: Ac
     a.monitor(watcher, ref)
     a.monitor(watcher, ref)
     await settle()
+    assert [type(signal) for signal, _ in network.sent] == [Watch]
     b.stop(ref)
     await b.stopped(ref)
     await settle()
