@@ -77,7 +77,7 @@ class GgufSource(ModelSource):
 
     def fetch(self, name: str, progress: Progress) -> Path:
         """Return the converted folder, converting the file first if it is new or has changed."""
-        from runtime_gguf.convert import CONVERTER, convert
+        from runtime_gguf.convert import CONVERTER
 
         file = self._locate(name).resolve()
         stat = file.stat()
@@ -86,24 +86,16 @@ class GgufSource(ModelSource):
         target = self._cache / f"{file.stem}-{key}"
         if target.is_dir():
             return target
-        self._cache.mkdir(parents=True, exist_ok=True)
-        with _exclusive(target.with_name(target.name + ".lock")):
-            if target.is_dir():
-                return target  # another process converted it while this one waited
-            draft = target.with_name(target.name + ".partial")
-            shutil.rmtree(draft, ignore_errors=True)  # left by a process that died
-            draft.mkdir()
-            try:
-                convert(file, draft, lambda done, total: progress(Download(name, "converting", done, total)))
-                (draft / MARKER).write_text(json.dumps(identity), encoding="utf-8")
-                draft.rename(target)
-            except OSError as error:
-                raise ModelError(
-                    f"{name} could not be converted into {target}: {error.strerror or error}; "
-                    f"about {stat.st_size >> 20} MiB are needed there"
-                ) from error
-            finally:
-                shutil.rmtree(draft, ignore_errors=True)
+        try:
+            self._cache.mkdir(parents=True, exist_ok=True)
+            with _exclusive(target.with_name(target.name + ".lock")):
+                if not target.is_dir():  # another process may have converted it while this one waited
+                    _convert_into(target, name, file, identity, progress)
+        except OSError as error:
+            raise ModelError(
+                f"{name} could not be converted into {target}: {error.strerror or error}; "
+                f"about {stat.st_size >> 20} MiB are needed there"
+            ) from error
         return target
 
     def _locate(self, name: str) -> Path:
@@ -124,6 +116,21 @@ class GgufSource(ModelSource):
         near = [listing.name for listing in self.local()]
         hint = f"; there are {', '.join(near)}" if near else ""
         raise ModelNotFound(f"there is no GGUF file {name} (looked at {', '.join(map(str, tried))}){hint}")
+
+
+def _convert_into(target: Path, name: str, file: Path, identity: dict[str, object], progress: Progress) -> None:
+    """Convert beside ``target`` and rename, so that the folder exists only when it is whole."""
+    from runtime_gguf.convert import convert
+
+    draft = target.with_name(target.name + ".partial")
+    shutil.rmtree(draft, ignore_errors=True)  # left by a process that died
+    draft.mkdir()
+    try:
+        convert(file, draft, lambda done, total: progress(Download(name, "converting", done, total)))
+        (draft / MARKER).write_text(json.dumps(identity), encoding="utf-8")
+        draft.rename(target)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 @contextmanager

@@ -204,11 +204,11 @@ def _sentencepiece(vocabulary: _Vocabulary, prefix: bool) -> Tokenizer:
 def _add_special(tokenizer: Tokenizer, vocabulary: _Vocabulary) -> None:
     from tokenizers import AddedToken
 
-    for token, kind in zip(vocabulary.tokens, vocabulary.types, strict=True):
-        if kind in (UNKNOWN, CONTROL):
-            tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False)])
-        elif kind == USER_DEFINED:
-            tokenizer.add_tokens([AddedToken(token, special=False, normalized=False)])
+    kinds = list(zip(vocabulary.tokens, vocabulary.types, strict=True))
+    special = [token for token, kind in kinds if kind in (UNKNOWN, CONTROL)]
+    plain = [token for token, kind in kinds if kind == USER_DEFINED]
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in plain])
 
 
 def _surround(tokenizer: Tokenizer, vocabulary: _Vocabulary, *, bos: bool, eos: bool) -> None:

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from runtime.errors import CheckpointCorrupt, ModelNotFound, ModelUnsupported
+from runtime.errors import CheckpointCorrupt, ModelError, ModelNotFound, ModelUnsupported
 from runtime.spi import Download, read_checkpoint
 from runtime.testing.gguf_files import HEADS, HIDDEN, INNER, KV_HEADS, TOKENS, llama_cpp_order, matrices, write_llama
 from runtime_gguf.architecture import hugging_face_name, llama3_factors
@@ -257,6 +257,13 @@ def test_what_a_dead_process_left_is_cleared_away(tmp_path: Path) -> None:
     assert source.fetch(str(file), _ignore) == folder
     read_checkpoint(folder)
     assert not draft.exists()
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    file = write_llama(tmp_path / "m.gguf")
+    (tmp_path / "cache").write_text("a file where a folder should be")
+    with pytest.raises(ModelError, match=r"could not be converted into .*cache"):
+        GgufSource(tmp_path / "cache").fetch(str(file), _ignore)
 
 
 def test_the_embedded_package_is_never_imported(tmp_path: Path) -> None:

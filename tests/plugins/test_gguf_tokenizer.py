@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from runtime.errors import ModelUnsupported
+from runtime.errors import CheckpointCorrupt, ModelUnsupported
 from runtime.testing.gguf_files import TEMPLATE, TOKENS, write_llama
 from runtime_gguf.reader import read_header
 from runtime_gguf.tokenizer import write_tokenizer
@@ -84,6 +84,35 @@ def test_transformers_reads_the_tokenizer_and_its_template_as_they_are(tmp_path:
 def test_a_normalization_table_is_refused_not_dropped(tmp_path: Path) -> None:
     with pytest.raises(ModelUnsupported, match="precompiled_charsmap"):
         _rebuild(tmp_path, keys={"tokenizer.ggml.model": "llama", "tokenizer.ggml.precompiled_charsmap": [1, 2]})
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    model=st.sampled_from(["gpt2", "llama"]),
+    tokens=st.lists(st.text(max_size=6), min_size=1, max_size=20),
+    types=st.lists(st.integers(0, 7), min_size=20, max_size=20),
+    merges=st.lists(st.text(max_size=8), max_size=4),
+    unknown=st.integers(0, 30),
+)
+def test_a_vocabulary_of_nonsense_is_rebuilt_or_refused(
+    model: str, tokens: list[str], types: list[int], merges: list[str], unknown: int
+) -> None:
+    keys: dict[str, Any] = {
+        "tokenizer.ggml.model": model,
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": types[: len(tokens)],
+        "tokenizer.ggml.scores": [-float(place) for place in range(len(tokens))],
+        "tokenizer.ggml.merges": merges or None,
+        "tokenizer.ggml.unknown_token_id": unknown,
+        "tokenizer.ggml.bos_token_id": None,
+        "tokenizer.ggml.eos_token_id": None,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            tokenizer = _rebuild(Path(folder), keys=keys)
+        except CheckpointCorrupt:
+            return  # any other exception fails the test
+        tokenizer.encode("a text 123")
 
 
 class Reference(NamedTuple):
