@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -80,7 +81,7 @@ def _ask(target: RepoName) -> Remote:
     try:
         info = HfApi().model_info(target.repo, revision=target.revision, files_metadata=True, timeout=10)
     except _hub_errors() as error:
-        raise _fault(target, error) from error
+        raise fault(target, error) from error
     sizes = {entry.rfilename: entry.size or 0 for entry in info.siblings or []}
     wanted = [name for name in sizes if is_wanted(name)]
     if info.sha is None or not any(name.endswith(".safetensors") for name in wanted):
@@ -129,7 +130,7 @@ def _download(target: RepoName, remote: Remote, name: str, progress: Progress) -
         if isinstance(try_to_load_from_cache(target.repo, file, revision=remote.commit), str)
     ]
     done = sum(remote.sizes[file] for file in cached)
-    _check_space(target, Path(HF_HUB_CACHE), total - done)
+    check_space(target, Path(HF_HUB_CACHE), total - done)
     meter = Meter(name, progress, done=done, total=total)
     try:
         folder = Path(
@@ -155,7 +156,7 @@ def _download(target: RepoName, remote: Remote, name: str, progress: Progress) -
         for file in wrong_sizes(folder, remote.sizes):
             hf_hub_download(target.repo, file, revision=remote.commit, force_download=True)
     except _hub_errors() as error:
-        raise _fault(target, error) from error
+        raise fault(target, error) from error
     wrong = wrong_sizes(folder, remote.sizes)
     if wrong:
         raise CheckpointCorrupt(f"{', '.join(wrong)} of {target.repo} came with another size than the hub says; retry")
@@ -171,7 +172,12 @@ def _hub_errors() -> tuple[type[Exception], ...]:
     return (client_error, OfflineModeIsEnabled, OSError)
 
 
-def _check_space(target: RepoName, cache: Path, needed: int) -> None:
+def check_space(target: RepoName, cache: Path, needed: int) -> None:
+    """Refuse a download of ``needed`` bytes that the cache's disk cannot hold.
+
+    Raises:
+        ModelError: it cannot.
+    """
     existing = next(folder for folder in (cache, *cache.parents) if folder.is_dir())
     free = shutil.disk_usage(existing).free
     if free < needed:
@@ -181,7 +187,7 @@ def _check_space(target: RepoName, cache: Path, needed: int) -> None:
         )
 
 
-def _fault(target: RepoName, error: Exception) -> RuntimeFault:
+def fault(target: RepoName, error: Exception) -> RuntimeFault:
     """Say what went wrong with the hub. No message repeats a header or a token."""
     from huggingface_hub import constants
     from huggingface_hub.errors import (
@@ -192,7 +198,7 @@ def _fault(target: RepoName, error: Exception) -> RuntimeFault:
         RevisionNotFoundError,
     )
 
-    hub = constants.ENDPOINT
+    hub = re.sub("//[^/@]*@", "//", constants.ENDPOINT)  # an address may carry a password
     match error:
         case GatedRepoError():
             return ModelError(

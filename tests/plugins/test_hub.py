@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -13,10 +14,12 @@ from typing import Any
 
 import pytest
 
+from runtime.errors import ModelError
 from runtime.spi import read_checkpoint
 from runtime.testing.hub import TOKEN, StandInHub
 from runtime.testing.models import tiny_llama
 from runtime_hub.snapshot import RepoName, is_wanted, missing_files
+from runtime_hub.source import check_space, fault
 
 SCRIPT = """
 import json, sys
@@ -187,6 +190,26 @@ def test_a_damaged_file_in_the_cache_is_fetched_again(hub: StandInHub, folder: P
         stream.truncate(1000)
     _fetch(hub, tmp_path, "org/tiny")
     assert weights.read_bytes() == (folder / weights.name).read_bytes()
+
+
+def test_too_little_room_is_said_before_anything_is_downloaded(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="org/huge needs 953674316 MiB more on the disk"):
+        check_space(RepoName("org/huge", "main"), tmp_path / "not" / "yet" / "there", 10**15)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "full"),
+        (PermissionError(errno.EACCES, "denied", "/cache/x"), "/cache/x may not be written"),
+        (TimeoutError("slow"), "cannot be reached for org/name"),
+    ],
+    ids=["disk full", "not allowed", "network"],
+)
+def test_what_the_machine_refuses_is_told_apart(error: OSError, message: str) -> None:
+    found = fault(RepoName("org/name", "main"), error)
+    assert isinstance(found, ModelError)
+    assert message in found.message
 
 
 @pytest.mark.parametrize("name", ["org/name", "a/b", "Org-1/Na.me_2", "org/name@main", "org/name@refs/pr/1"])
