@@ -89,7 +89,7 @@ class Node:
         self._placer = Placer(
             self.system,
             self._catalogue,
-            self.membership.live,
+            self.membership.views,
             self._provider("placement", config.roles.placement),
             self._provider("memory", config.roles.memory),
             self._placing_settings(),
@@ -121,7 +121,6 @@ class Node:
         """Finish what runs, within a few seconds, and leave the cluster."""
         for task in self._background:
             task.cancel()
-        await self.membership.stop()
         await self.system.shut_down(DRAIN_SECONDS)
         await self._network.close()
         if not self.compute.close(DRAIN_SECONDS):
@@ -168,7 +167,7 @@ class Node:
             memory_total=memory.total,
             memory_available=memory.available,
             memory_reserved=self.ledger.memory().reserved,
-            nodes=len(self.membership.live()),
+            nodes=len(self.membership.views()),
             models=len(served),
             active=sum(entry.active for entry in served),
             default_model=self.config.models.default,
@@ -225,7 +224,7 @@ class Node:
         return None if entry is None else entry.driver
 
     def _peers(self) -> list[str]:
-        return [view.name for view in self.membership.live() if view.name != self.system.node]
+        return [view.name for view in self.membership.views() if view.name != self.system.node]
 
     def _memory(self) -> NodeMemory:
         memory = psutil.virtual_memory()

@@ -162,12 +162,14 @@ class Stage(Actor):
         logger.info("unloaded layers {} of {}", self._order.span, self._order.model)
 
     async def _load(self) -> StageOpened:
-        from runtime.inference.loading import load_shard
-
         order = self._order
         start = self.context.now()
 
         def work() -> tuple[Shard, int]:
+            # Whatever imports MLX is imported on the compute thread: see runtime.inference.accelerator.
+            from runtime.inference import sequence  # noqa: F401 - for _open_sequence, which runs on the event loop
+            from runtime.inference.loading import load_shard
+
             shard = load_shard(
                 self._families,
                 self._checkpoint,

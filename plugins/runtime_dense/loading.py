@@ -1,0 +1,131 @@
+"""Building a dense model, and loading the tensors of one slice, strictly. Imports MLX."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx import nn
+from mlx.utils import tree_flatten
+from mlx_lm.utils import dequantize_model, infer_quant_config
+
+from runtime.errors import CheckpointCorrupt, ModelUnsupported
+from runtime.spi import Checkpoint, LayerSpan, LoadOptions
+from runtime_dense.architectures import module_name
+
+_LAYER = re.compile(r"(?:^|\.)(?:layers|blocks|h)\.(\d+)\.")
+_DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
+
+
+def build(config: dict[str, Any]) -> nn.Module:
+    """Make mlx-lm's model for a configuration."""
+    module = importlib.import_module(f"mlx_lm.models.{module_name(config)}")
+    try:
+        return module.Model(module.ModelArgs.from_dict(config))
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise ModelUnsupported(
+            f"mlx-lm cannot build a {config['model_type']} from this config.json: {error}"
+        ) from error
+
+
+def load(
+    model: nn.Module,
+    checkpoint: Checkpoint,
+    span: LayerSpan,
+    options: LoadOptions,
+    progress: Callable[[int, int], None],
+) -> None:
+    """Load what the model owns; see :class:`runtime.spi.ModelFamily`."""
+    weights = _read(checkpoint, span)
+    if hasattr(model, "sanitize"):
+        weights = model.sanitize(weights)
+    weights = _owned(model, weights, span, checkpoint.path)
+    _quantize(model, weights)
+    try:
+        model.load_weights(list(weights.items()), strict=True)
+    except ValueError as error:
+        raise CheckpointCorrupt(f"{checkpoint.path} does not fit its own config.json: {error}") from error
+    model.set_dtype(_DTYPES[options.dtype])
+    if options.dequantize:
+        dequantize_model(model)
+    model.eval()
+    weights.clear()
+    _evaluate(model, checkpoint.path, progress)
+
+
+def _read(checkpoint: Checkpoint, span: LayerSpan) -> dict[str, mx.array]:
+    """Return the tensors that can be the slice's, lazily: a file is read when a tensor of it is evaluated."""
+    wanted = [tensor for tensor in checkpoint.tensors.values() if _may_belong(tensor.name, span)]
+    by_file: dict[Path, list[str]] = {}
+    for tensor in wanted:
+        by_file.setdefault(tensor.file, []).append(tensor.name)
+    weights: dict[str, mx.array] = {}
+    for file, names in by_file.items():
+        try:
+            arrays = mx.load(str(file))
+        except RuntimeError as error:
+            raise CheckpointCorrupt(f"{file} cannot be read: {error}") from error
+        weights.update((name, arrays[name]) for name in names)
+    return weights
+
+
+def _may_belong(name: str, span: LayerSpan) -> bool:
+    """Whether a tensor is of a layer in the slice, or of no layer; which of the latter are ours the model knows."""
+    match = _LAYER.search(name)
+    return match is None or int(match.group(1)) in span
+
+
+def _owned(model: nn.Module, weights: dict[str, mx.array], span: LayerSpan, path: Path) -> dict[str, mx.array]:
+    """Drop the endpoints that other stages own, and make sure that nothing is missing or left over."""
+    owned = {name for name, _ in tree_flatten(model.parameters())}
+    modules = {name.rpartition(".")[0] for name in owned}
+    kept = {name: array for name, array in weights.items() if name.rpartition(".")[0] in modules}
+    surplus = sorted(
+        name
+        for name in weights
+        if name not in kept and (_LAYER.search(name) is not None or (span.is_first and span.is_last))
+    )
+    if surplus:
+        raise CheckpointCorrupt(f"{path} holds tensors that the model has no place for: {_some(surplus)}")
+    missing = sorted(owned - set(kept))
+    if missing:
+        raise CheckpointCorrupt(f"{path} lacks tensors of layers {span}: {_some(missing)}")
+    return kept
+
+
+def _quantize(model: nn.Module, weights: dict[str, mx.array]) -> None:
+    """Swap in quantized layers wherever the checkpoint holds packed weights."""
+
+    def how(name: str, module: nn.Module) -> dict[str, Any] | bool:
+        if f"{name}.scales" not in weights:
+            return False
+        settings: dict[str, Any] = infer_quant_config(name, module, weights)
+        return settings
+
+    if any(name.endswith(".scales") for name in weights):
+        nn.quantize(model, class_predicate=how)
+
+
+def _evaluate(model: nn.Module, path: Path, progress: Callable[[int, int], None]) -> None:
+    """Evaluate one parameter at a time, so that the peak stays near the final size."""
+    parameters = [array for _, array in tree_flatten(model.parameters())]
+    total = sum(array.nbytes for array in parameters)
+    done = 0
+    while parameters:
+        array = parameters.pop()
+        try:
+            mx.eval(array)
+        except RuntimeError as error:
+            raise CheckpointCorrupt(f"reading the weights in {path} failed: {error}") from error
+        done += array.nbytes
+        progress(done, total)
+    mx.clear_cache()
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:4])
+    return shown if len(names) <= 4 else f"{shown} and {len(names) - 4} more"
