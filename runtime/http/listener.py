@@ -7,6 +7,7 @@ import errno
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from typing import Any
 
 import msgspec
 import uvicorn
@@ -102,27 +103,41 @@ def _bind(host: str, port: int) -> list[socket.socket]:
             f"http.host = {host!r} is not an address of this machine: {error}", param="http.host"
         ) from None
     sockets: list[socket.socket] = []
+    absent: OSError | None = None
     try:
         for family, kind, protocol, _, address in dict.fromkeys(found):
-            listening = socket.socket(family, kind, protocol)
-            sockets.append(listening)
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             # A free port is chosen by the first address, and then taken on the others.
-            chosen = port or (sockets[0].getsockname()[1] if len(sockets) > 1 else 0)
+            chosen = port or (sockets[0].getsockname()[1] if sockets else 0)
             try:
-                listening.bind((address[0], chosen, *address[2:]))
-                # Bound is not yet taken: with SO_REUSEADDR only the second to listen is told.
-                listening.listen(_BACKLOG)
+                sockets.append(_listening(family, kind, protocol, (address[0], chosen, *address[2:])))
             except OSError as error:
-                raise _refusal(host, chosen, error) from None
-            listening.setblocking(False)
+                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    raise _refusal(host, chosen, error) from None
+                # "localhost" means ::1 too, also where IPv6 is switched off.
+                absent = error
     except BaseException:
         for listening in sockets:
             listening.close()
         raise
+    if not sockets and absent is not None:
+        raise _refusal(host, port, absent)
     return sockets
+
+
+def _listening(family: int, kind: int, protocol: int, address: tuple[Any, ...]) -> socket.socket:
+    listening = socket.socket(family, kind, protocol)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listening.bind(address)
+        # Bound is not yet taken: with SO_REUSEADDR only the second to listen is told.
+        listening.listen(_BACKLOG)
+        listening.setblocking(False)
+    except BaseException:
+        listening.close()
+        raise
+    return listening
 
 
 def _refusal(host: str, port: int, error: OSError) -> ConfigError:

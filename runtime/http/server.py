@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import iter_route_contexts
+from loguru import logger
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
@@ -75,6 +76,9 @@ def _answer_faults(app: FastAPI, dialects: Dialects) -> None:
     # Starlette types every handler as one of Exception; each of these is registered for the class it names.
     async def answer_fault(request: Request, error: Exception) -> Response:
         assert isinstance(error, RuntimeFault)  # noqa: S101 - narrows the type for mypy
+        if error.http_status >= 500:
+            # Not the client's mistake, so the operator is told too.
+            logger.warning("{} {} answered {}: {}", request.method, request.url.path, error.http_status, error)
         return dialects.response(request.url.path, error)
 
     async def answer_invalid(request: Request, error: Exception) -> Response:

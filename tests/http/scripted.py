@@ -65,7 +65,7 @@ def card(name: str = MODEL) -> ModelCard:
 class ScriptedEngine(Engine):
     """Says ``words``, one token each.
 
-    ``pause_after`` waits for ever after so many words, which only a cancellation ends; ``fault`` is raised before
+    ``pause_after`` waits after so many words until ``resume`` is set or the generation is closed; ``fault`` is raised before
     the first word and ``fault_after`` words in, ``bug`` likewise.
     """
 
@@ -88,6 +88,7 @@ class ScriptedEngine(Engine):
         self.requests: list[GenerationRequest] = []
         self.calls: list[tuple[str, str, float | None]] = []
         self.paused = anyio.Event()
+        self.resume = anyio.Event()
         self.closed = anyio.Event()
         """Set when a generation is closed before its end."""
 
@@ -130,7 +131,7 @@ class ScriptedEngine(Engine):
             for index, word in enumerate(words):
                 if index == self.pause_after:
                     self.paused.set()
-                    await anyio.sleep_forever()
+                    await self.resume.wait()
                 self._raise_at(index)
                 yield Delta(word, self._scored(word, request.logprobs))
                 await anyio.lowlevel.checkpoint()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 from collections.abc import AsyncIterator
@@ -211,6 +212,12 @@ async def test_a_port_is_free_again_once_the_server_has_stopped(engine: Scripted
         assert (await client.get(again.url)).text == "Ollama is running"
 
 
+async def test_localhost_listens_on_every_address_it_has_with_one_port(engine: ScriptedEngine) -> None:
+    async with serving(engine, host="localhost") as node, httpx.AsyncClient() as client:
+        assert (await client.get(f"http://127.0.0.1:{node.port}/")).status_code == 200
+        assert node.url == f"http://localhost:{node.port}"
+
+
 async def test_other_machines_are_not_let_in_without_a_key(engine: ScriptedEngine) -> None:
     with pytest.raises(ConfigError, match=r"http\.api_key"):
         async with serving(engine, host="0.0.0.0"):  # noqa: S104 - the case under test
@@ -238,6 +245,45 @@ async def test_stopping_cancels_a_stream_after_the_deadline_and_tells_the_client
                 await engine.paused.wait()
             await engine.closed.wait()
     assert json.loads(lines[-1]) == {"error": "the node is stopping; send the request again"}
+
+
+async def test_stopping_answers_a_request_that_waits_for_a_whole_answer() -> None:
+    engine = ScriptedEngine(pause_after=1)
+    answers: list[httpx.Response] = []
+
+    async def ask(url: str) -> None:
+        async with httpx.AsyncClient() as client:
+            answers.append(await client.post(f"{url}/v1/chat/completions", json=CHAT))
+
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            async with serving(engine, shutdown_seconds=0) as node:
+                tasks.start_soon(ask, node.url)
+                await engine.paused.wait()
+            await engine.closed.wait()
+    assert (answers[0].status_code, answers[0].json()["error"]["code"]) == (503, "actor_stopped")
+
+
+async def test_a_request_in_progress_may_finish_while_the_server_stops() -> None:
+    engine = ScriptedEngine(pause_after=1)
+    lines: list[str] = []
+
+    async def read(url: str) -> None:
+        async with httpx.AsyncClient() as client, client.stream("POST", f"{url}/api/chat", json=CHAT) as response:
+            lines.extend([line async for line in response.aiter_lines()])
+
+    async def resume_once_stopping(port: int) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                await (await anyio.connect_tcp("127.0.0.1", port)).aclose()
+        engine.resume.set()
+
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks, serving(engine, shutdown_seconds=5) as node:
+            tasks.start_soon(read, node.url)
+            await engine.paused.wait()
+            tasks.start_soon(resume_once_stopping, node.port)
+    assert json.loads(lines[-1])["done"] is True
 
 
 async def test_an_app_without_frontends_still_answers_the_kernels_api(engine: ScriptedEngine) -> None:
