@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from runtime.errors import CheckpointCorrupt, ModelUnsupported
@@ -93,7 +94,7 @@ def read_architecture(header: GgufHeader, rope_factors: Sequence[float] | None) 
         raise CheckpointCorrupt(f"{header.path} has no token_embd.weight; it may be one part of a split file")
     vocabulary = embedding.shape[0]
     base = keys.real("llama.rope.freq_base", 10000.0)
-    biased = _biases(header, layers)
+    biased = _biases(header)
     config: dict[str, Any] = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -200,7 +201,7 @@ def _rope_scaling(
     raise ModelUnsupported(f"{path} scales its rotary embedding by {kind!r}, which is not converted from GGUF")
 
 
-def _from_factors(path: Any, head_dim: int, base: float, factors: Sequence[float]) -> dict[str, Any] | None:
+def _from_factors(path: Path, head_dim: int, base: float, factors: Sequence[float]) -> dict[str, Any] | None:
     """Find the settings that give these factors; all published Llama 3 models share all but the first."""
     if all(factor == 1.0 for factor in factors):
         return None
@@ -222,9 +223,8 @@ def _near(left: float, right: float) -> bool:
     return math.isclose(left, right, rel_tol=1e-3)
 
 
-def _biases(header: GgufHeader, layers: int) -> dict[str, bool]:
+def _biases(header: GgufHeader) -> dict[str, bool]:
     """Whether attention and feed-forward have biases; the shape check sees to it that it is all of them or none."""
-    del layers
     names = header.tensors.keys()
     return {
         "attn": any(f"blk.0.attn_{part}.bias" in names for part in ("q", "k", "v", "output")),
