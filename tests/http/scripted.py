@@ -65,8 +65,8 @@ def card(name: str = MODEL) -> ModelCard:
 class ScriptedEngine(Engine):
     """Says ``words``, one token each.
 
-    ``pause_after`` waits after so many words until ``resume`` is set or the generation is closed; ``fault`` is raised before
-    the first word and ``fault_after`` words in, ``bug`` likewise.
+    ``pause_after`` waits after so many words until ``resume`` is set or the generation is closed. ``fault`` is raised
+    before the first word, or after ``fault_after`` of them.
     """
 
     def __init__(
