@@ -118,7 +118,7 @@ class Dialling:
         self.status = DialStatus(self._address, DialState.FAILED, node or self.status.node, reason, lasting)
         if reason != self._logged:
             self._logged = reason
-            level = "ERROR" if lasting else "DEBUG"
+            level = "ERROR" if lasting else "INFO"
             logger.log(level, "node at {} is not reached: {}", self._address, reason)
 
 

@@ -12,6 +12,7 @@ from loguru import logger
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.asyncio.connection import Connection
 from websockets.asyncio.server import Server, ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
@@ -19,7 +20,7 @@ from runtime.actors import Lane
 from runtime.errors import ConfigError, ProtocolError
 from runtime.wire.address import format_address
 from runtime.wire.chunk import MAX_FRAME
-from runtime.wire.handshake import Acceptor, Dialler, Identity, Refused
+from runtime.wire.handshake import Acceptor, Dialler, Identity, Refusal, Refused
 from runtime.wire.limits import Limits
 
 SUBPROTOCOL = Subprotocol("mlx-actor-runtime")
@@ -146,9 +147,14 @@ async def await_ready(socket: Connection) -> None:
     """Wait for the other node's decision to use the session.
 
     Raises:
+        Refused: it hung up, as it does when another session with this node came first.
         ProtocolError: it says something else.
     """
-    if await receive(socket) != READY:
+    try:
+        word = await receive(socket)
+    except ConnectionClosed as error:
+        raise Refused(Refusal.DUPLICATE, "the peer prefers another session with this node") from error
+    if word != READY:
         raise ProtocolError("the peer did not say that the session is ready")
 
 
