@@ -20,6 +20,6 @@ class HttpSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Names, besides loopback and ``host``, by which clients may call the node."""
     allowed_origins: tuple[str, ...] = ()
     """Origins of web pages, besides loopback ones, that may call the node: ``https://chat.example.org``."""
-    max_body_bytes: int = 16 * 1024 * 1024
+    max_body_bytes: int = 32 * 1024 * 1024
     shutdown_seconds: int = 10
     """How long requests in progress may go on once the server stops; then they are cancelled."""
