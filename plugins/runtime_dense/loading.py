@@ -10,14 +10,16 @@ from typing import Any
 
 import mlx.core as mx
 from mlx import nn
-from mlx.utils import tree_flatten
-from mlx_lm.utils import dequantize_model, infer_quant_config
+from mlx.utils import tree_flatten, tree_unflatten
+from mlx_lm.utils import infer_quant_config
 
 from runtime.errors import CheckpointCorrupt, ModelUnsupported
 from runtime.spi import Checkpoint, LayerSpan, LoadOptions
 from runtime_dense.architectures import module_name
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|blocks|h)\.(\d+)\.")
+BLOCK_ELEMENTS = 1 << 20
+"""Weights that are unpacked at once."""
 _DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
 
@@ -50,11 +52,9 @@ def load(
     except ValueError as error:
         raise CheckpointCorrupt(f"{checkpoint.path} does not fit its own config.json: {error}") from error
     model.set_dtype(_DTYPES[options.dtype])
-    if options.dequantize:
-        dequantize_model(model)
     model.eval()
     weights.clear()
-    _evaluate(model, checkpoint.path, progress)
+    _evaluate(model, checkpoint.path, progress, dequantize=options.dequantize)
 
 
 def _read(checkpoint: Checkpoint, span: LayerSpan) -> dict[str, mx.array]:
@@ -110,20 +110,70 @@ def _quantize(model: nn.Module, weights: dict[str, mx.array]) -> None:
         nn.quantize(model, class_predicate=how)
 
 
-def _evaluate(model: nn.Module, path: Path, progress: Callable[[int, int], None]) -> None:
-    """Evaluate one parameter at a time, so that the peak stays near the final size."""
-    parameters = [array for _, array in tree_flatten(model.parameters())]
-    total = sum(array.nbytes for array in parameters)
+def _evaluate(model: nn.Module, path: Path, progress: Callable[[int, int], None], *, dequantize: bool) -> None:
+    """Evaluate one module at a time, expanding packed ones on the way, so that the peak stays near the final size."""
+    leaves = tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module)
+    total = sum(_final_bytes(module, dequantize) for _, module in leaves)
     done = 0
-    while parameters:
-        array = parameters.pop()
-        try:
-            mx.eval(array)
-        except RuntimeError as error:
-            raise CheckpointCorrupt(f"reading the weights in {path} failed: {error}") from error
-        done += array.nbytes
-        progress(done, total)
-    mx.clear_cache()
+    try:
+        leaves.reverse()
+        while leaves:
+            # Taken out of the list, so that the packed weights are freed as soon as they are expanded.
+            name, module = leaves.pop()
+            mx.eval(module.parameters())
+            if dequantize and _is_packed(module):
+                module = _expanded(module)
+                model.update_modules(tree_unflatten([(name, module)]))
+            done += _final_bytes(module, dequantize)
+            progress(done, total)
+            mx.clear_cache()
+        # Parameters that a module keeps beside its children, such as a learned scale.
+        mx.eval(model.parameters())
+    except RuntimeError as error:
+        raise CheckpointCorrupt(f"reading the weights in {path} failed: {error}") from error
+
+
+def _is_packed(module: nn.Module) -> bool:
+    return isinstance(module, nn.QuantizedLinear | nn.QuantizedEmbedding)
+
+
+def _final_bytes(module: nn.Module, dequantize: bool) -> int:
+    """Bytes of a module's parameters once loaded."""
+    if dequantize and _is_packed(module):
+        packed = sum(array.nbytes for name, array in module.items() if name not in ("weight", "scales", "biases"))
+        return int(module.weight.size * (32 // module.bits) * module.scales.itemsize + packed)
+    return sum(array.nbytes for _, array in tree_flatten(module.parameters()))
+
+
+def _expanded(packed: nn.Module) -> nn.Module:
+    """Return a packed linear layer or embedding with its weights unpacked.
+
+    On a CPU ``mx.dequantize`` takes as much again as its result while it works, so it is given some rows at a time.
+    """
+    rows, columns = packed.weight.shape[0], packed.weight.shape[1] * 32 // packed.bits
+    weight = mx.zeros((rows, columns), dtype=packed.scales.dtype)
+    block = max(1, BLOCK_ELEMENTS // columns)
+    for start in range(0, rows, block):
+        part = slice(start, start + block)
+        biases = packed.get("biases")
+        weight[part] = mx.dequantize(
+            packed.weight[part],
+            packed.scales[part],
+            None if biases is None else biases[part],
+            packed.group_size,
+            packed.bits,
+            packed.mode,
+        )
+        mx.eval(weight)
+    if isinstance(packed, nn.QuantizedEmbedding):
+        embedding = nn.Embedding(1, 1)
+        embedding.weight = weight
+        return embedding
+    linear = nn.Linear(1, 1, bias="bias" in packed)
+    linear.weight = weight
+    if "bias" in packed:
+        linear.bias = packed.bias
+    return linear
 
 
 def _some(names: list[str]) -> str:

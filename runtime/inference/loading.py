@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from runtime.errors import ModelUnsupported
+from runtime.inference.reclaim import reclaim, trimming
 from runtime.inference.shard import Shard
 from runtime.spi import Checkpoint, LayerSpan, LoadOptions, ModelFamily
 
@@ -40,5 +41,6 @@ def load_shard(
     """
     family = choose_family(families, checkpoint)
     shard = Shard(family.build(checkpoint.config), span)
-    family.load(shard.model, checkpoint, span, options, progress)
+    family.load(shard.model, checkpoint, span, options, trimming(progress))
+    reclaim()
     return shard

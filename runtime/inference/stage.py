@@ -27,6 +27,7 @@ from runtime.inference.protocol import (
     Step,
     StepFailed,
 )
+from runtime.inference.reclaim import reclaim
 from runtime.spi import Checkpoint, Download, ModelFamily, ModelLoaded, ModelUnloaded, Progress, Telemetry
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ class Stage(Actor):
         if self._shard is None:
             return
         self._shard = None
-        await self._compute.run(_release)
+        await self._compute.run(reclaim)
         for sink in self._telemetry:
             sink.emit(ModelUnloaded(self._order.model, len(self._order.span)))
         logger.info("unloaded layers {} of {}", self._order.span, self._order.model)
@@ -222,13 +223,3 @@ class Stage(Actor):
             self.context.tell(self._order.driver, StepFailed(sequence, f"{self.context.node}: {text}"))
         except RuntimeFault as fault:
             logger.debug("the driver of {} is not told of a failed step: {}", self._order.model, fault)
-
-
-def _release() -> None:
-    """Give the freed weights' memory back to the system."""
-    import gc
-
-    import mlx.core as mx
-
-    gc.collect()
-    mx.clear_cache()
