@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TypeVar
 
@@ -45,6 +46,9 @@ from runtime.spi import Download
 
 ANSWER_SECONDS = 30.0
 """How long a stage may take to answer a request that needs no computing."""
+SUBMIT_SECONDS = 30.0
+"""How long an idle model stays for a caller that was told it is ready and has yet to submit, however short the
+configured or requested time is: a request with ``keep_alive`` 0 must not find the model gone before it runs."""
 PENALTY_TOKENS = 4096
 """Prompt tokens that are sent to the last stage for penalties to look back on."""
 
@@ -91,6 +95,8 @@ class Driver(Actor):
         self._unloading: list[ReplyTo] = []
         self._keep_alive = limits.keep_alive
         self._used = time.time()
+        self._expected: deque[float] = deque()
+        """Until when to wait for each of the callers that were told that the model is ready."""
         self._touched = anyio.Event()
 
     async def started(self) -> None:
@@ -187,7 +193,10 @@ class Driver(Actor):
     def _seconds_left(self) -> float:
         if self._keep_alive < 0 or self._sessions:
             return float("inf")
-        return max(0.0, self._used + self._keep_alive - time.time())
+        now = time.time()
+        while self._expected and self._expected[0] <= now:
+            self._expected.popleft()
+        return max(0.0, self._used + self._keep_alive - now, *(until - now for until in self._expected))
 
     def _touch(self) -> None:
         self._used = time.time()
@@ -215,6 +224,8 @@ class Driver(Actor):
                 f"{scheduler.load} generations with {self._model} are running and waiting, and no more are queued; "
                 "try again later"
             )
+        if self._expected:
+            self._expected.popleft()
         sequence = next(self._ids)
         self._sessions[sequence] = request.session
         self._submits[sequence] = request
@@ -322,6 +333,8 @@ class Driver(Actor):
 
     def _ready(self) -> Ready:
         assert self._placed is not None  # noqa: S101 - only called once placed
+        self._expected.append(time.time() + SUBMIT_SECONDS)
+        self._touched.set()
         return Ready(self.context.self_ref, self._placed.digest, self._placed.context)
 
     def _announce(self) -> None:
