@@ -28,6 +28,7 @@ def chat_requests(body: ChatBody) -> list[GenerationRequest]:
         max_tokens=body.max_completion_tokens or body.max_tokens,
         stop=tuple(body.stop or ()),
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        ignore_eos=bool(body.ignore_eos),
     )
     return _choices(request, body.n or 1)
 
@@ -43,6 +44,7 @@ def completion_requests(body: CompletionBody) -> list[GenerationRequest]:
             max_tokens=body.max_tokens or DEFAULT_COMPLETION_TOKENS,
             stop=tuple(body.stop or ()),
             logprobs=body.logprobs,
+            ignore_eos=bool(body.ignore_eos),
         )
         requests += _choices(request, body.n or 1)
     return requests

@@ -143,6 +143,8 @@ class GenerationBody(StrictBody):
     top_k: int | None = Field(None, ge=-1)
     min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, gt=0)
+    ignore_eos: bool | None = None
+    """Go on past the end of the text until ``max_tokens``; benchmarks need it."""
 
     # Accepted and ignored: they label, bill or cache, and the answer is the same with them and without.
     user: Any = None

@@ -27,6 +27,7 @@ VERBS = {
     "nodes": "List the nodes, as one of them sees the others.",
     "plugins": "List the plugins, their versions, hooks and status.",
     "config": "Show the effective configuration.",
+    "bench": "Compare a node with mlx-lm alone, and two nodes with one, on this machine.",
     "version": "Print the version.",
 }
 """The built-in verbs in the order of the help, each with the first line of its docstring."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import InvalidRequest, ModelError
+from runtime.inference.reclaim import trim
 from runtime.inference.text import Detokenizer
 from runtime.spi import Chat, Checkpoint, Text, Tokens, TokenText
 
@@ -36,7 +37,8 @@ class Tokenizer:
         except Exception as error:
             # transformers raises whatever its parsers meet; all of it means that the files cannot be used.
             raise ModelError(f"the tokenizer in {checkpoint.path} cannot be loaded: {error}") from error
-        self._special = frozenset(self._wrapper.all_special_ids)
+        # Reading a tokenizer's JSON takes many times its size for a moment.
+        trim()
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
@@ -69,9 +71,17 @@ class Tokenizer:
             raise InvalidRequest("the prompt is empty; give the model at least one token", param="prompt")
         return tokens
 
-    def detokenizer(self) -> Detokenizer:
-        """Make a streaming detokenizer for one sequence."""
+    def detokenizer(self, *, continues: bool) -> Detokenizer:
+        """Make a streaming detokenizer for one sequence.
+
+        mlx-lm's drop a space at the very beginning, as suits an answer. A text that ``continues`` its prompt needs
+        that space, so there it begins after some other text.
+        """
         detokenizer: Detokenizer = self._wrapper.detokenizer
+        if continues:
+            for token in self._wrapper.encode("a", add_special_tokens=False):
+                detokenizer.add_token(token)
+            _ = detokenizer.last_segment
         return detokenizer
 
     def token_text(self, token: int) -> TokenText:

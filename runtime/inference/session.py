@@ -16,7 +16,7 @@ from runtime.errors import ActorStopped, RuntimeFault, fault_named
 from runtime.inference.prompt import Tokenizer
 from runtime.inference.protocol import Cancel, SequenceFailed, Submit, Submitted, Token
 from runtime.inference.text import TextStream
-from runtime.spi import Delta, Finished, FinishReason, GenerationRequest, ScoredToken, Timings, Usage
+from runtime.spi import Chat, Delta, Finished, FinishReason, GenerationRequest, ScoredToken, Timings, Usage
 
 SUBMIT_SECONDS = 30.0
 
@@ -48,7 +48,8 @@ class Session(Actor):
         self._start = start
         self._tokenizer = tokenizer
         self._outbox = outbox
-        self._text = TextStream(tokenizer.detokenizer(), start.request.stop)
+        continues = not isinstance(start.request.prompt, Chat)
+        self._text = TextStream(tokenizer.detokenizer(continues=continues), start.request.stop)
         self._eos = () if start.request.ignore_eos else tokenizer.eos_ids
         self._sequence: int | None = None
         self._tokens: list[int] = []
