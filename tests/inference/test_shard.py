@@ -9,13 +9,13 @@ from typing import Any
 import mlx.core as mx
 import pytest
 from mlx_lm.models.cache import make_prompt_cache
-from runtime_dense.architectures import DENSE_TYPES
-from runtime_dense.family import DenseFamily
 
 from runtime.errors import CheckpointCorrupt, ModelUnsupported
 from runtime.inference.shard import Shard
 from runtime.spi import LayerSpan, LoadOptions, read_checkpoint
 from runtime.testing.models import tiny_llama
+from runtime_dense.architectures import DENSE_TYPES
+from runtime_dense.family import DenseFamily
 
 FLOAT32 = LoadOptions(dtype="float32", dequantize=True)
 CHUNKS = [list(range(5, 25)), [7], [9], list(range(12)), [1]]
