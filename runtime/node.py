@@ -54,6 +54,8 @@ class Node:
         self._accelerator: Accelerator | None = None
         self._listener: Listener | None = None
         self._background: set[asyncio.Task[None]] = set()
+        self.abandoned = False
+        """Whether the node has stopped and its compute thread has not. MLX aborts a process that ends so by itself."""
 
         name = config.node.name
         self.system = ActorSystem(name, fail)
@@ -123,7 +125,8 @@ class Node:
             task.cancel()
         await self.system.shut_down(DRAIN_SECONDS)
         await self._network.close()
-        if not self.compute.close(DRAIN_SECONDS):
+        self.abandoned = not self.compute.close(DRAIN_SECONDS)
+        if self.abandoned:
             logger.warning("the compute thread is still busy; leaving it")
 
     def app(self) -> Any:

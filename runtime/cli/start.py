@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import TYPE_CHECKING
 
 import typer
@@ -34,13 +36,18 @@ def start(config: ConfigFiles = None, overrides: Overrides = None) -> None:
     from runtime.node import event_loop_factory
 
     with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
-        failure = runner.run(_serve(settings, plugins))
+        failure, abandoned = runner.run(_serve(settings, plugins))
     if failure is not None:
         raise failure
+    if abandoned:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # Nothing is left to be tidied up, and what an interpreter does at its end would abort in MLX's thread.
+        os._exit(0)
 
 
-async def _serve(config: Config, plugins: Plugins) -> Exception | None:
-    """Run the node until it is told to stop; return why, if it was not told to."""
+async def _serve(config: Config, plugins: Plugins) -> tuple[Exception | None, bool]:
+    """Run the node until it is told to stop; return why, if it was not told to, and :attr:`Node.abandoned`."""
     import asyncio
     import signal
 
@@ -59,7 +66,7 @@ async def _serve(config: Config, plugins: Plugins) -> Exception | None:
     async with run_node(config, plugins, fail) as (node, listener):
         _greet(node, listener)
         await stop.wait()
-    return failures[0] if failures else None
+    return (failures[0] if failures else None), node.abandoned
 
 
 def _greet(node: Node, listener: Listener) -> None:

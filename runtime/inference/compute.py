@@ -48,6 +48,7 @@ class ComputeThread:
 
     def __init__(self) -> None:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._closed = False
         self._thread = threading.Thread(target=self._work, name="compute", daemon=True)
         self._thread.start()
 
@@ -75,7 +76,8 @@ class ComputeThread:
         return await future
 
     def close(self, timeout: float) -> bool:
-        """Let the thread end after the jobs in hand; return whether it did in time."""
+        """Let the thread end after the jobs in hand, without those still queued; return whether it did in time."""
+        self._closed = True
         self._jobs.put(None)
         self._thread.join(timeout)
         return not self._thread.is_alive()
@@ -88,7 +90,7 @@ class ComputeThread:
             except queue.Empty:
                 job = None
             else:
-                if job is None:
+                if job is None or self._closed:
                     if started is not None:
                         _collect(*started)
                     return

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from loguru import logger
 
 from runtime.actors import Actor, ActorRef, Down, Message, ReplyTo, Request, Restart
-from runtime.errors import ModelError, RuntimeFault
+from runtime.errors import ActorStopped, ModelError, RuntimeFault
 from runtime.inference.catalogue import Catalogue
-from runtime.inference.compute import ComputeThread
+from runtime.inference.compute import Collect, ComputeThread
 from runtime.inference.progress import ProgressBoard
 from runtime.inference.protocol import (
     CloseSequence,
@@ -200,23 +200,31 @@ class Stage(Actor):
         sequence = self._sequences.get(step.sequence)
         if sequence is None:
             return  # it was closed while this step was on its way
-        self._compute.submit(
-            lambda: sequence.step(step), lambda result, error: self._finish(step.sequence, result, error)
-        )
+
+        def step_unless_closed() -> Collect[Hidden | Sampled | Prefilled]:
+            # What waits in the queue of a sequence that was closed meanwhile would hold up the others for nothing.
+            if step.sequence not in self._sequences:
+                raise ActorStopped(f"sequence {step.sequence} was closed")
+            return sequence.step(step)
+
+        self._compute.submit(step_unless_closed, lambda result, error: self._finish(step.sequence, result, error))
 
     def _finish(self, sequence: int, result: Hidden | Sampled | Prefilled | None, error: BaseException | None) -> None:
         if sequence not in self._sequences:
             return
-        target = self._next if isinstance(result, Hidden) else self._order.driver
         try:
-            if result is None or target is None:
-                raise error or ModelError(f"layers {self._order.span} have no next stage")
-            self.context.tell(target, result)
+            self._pass_on(result, error)
         except Exception as failure:  # noqa: BLE001 - whatever broke this step must not break the other sequences
             self._sequences.pop(sequence, None)
             if not isinstance(failure, RuntimeFault):
                 logger.opt(exception=failure).error("a step over layers {} failed", self._order.span)
             self._fail(sequence, str(failure) or repr(failure))
+
+    def _pass_on(self, result: Hidden | Sampled | Prefilled | None, error: BaseException | None) -> None:
+        target = self._next if isinstance(result, Hidden) else self._order.driver
+        if result is None or target is None:
+            raise error or ModelError(f"layers {self._order.span} have no next stage")
+        self.context.tell(target, result)
 
     def _fail(self, sequence: int, text: str) -> None:
         try:
