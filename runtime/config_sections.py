@@ -94,11 +94,6 @@ class NodeSection(Section):
             raise ValueError(f'it should be 1 to 63 letters, digits, ".", "_" or "-"; it is "{name}"')
         return name
 
-    @property
-    def state_dir(self) -> Path:
-        """What is this node's alone: two nodes may share :attr:`data_dir`, and have different names."""
-        return self.data_dir / "nodes" / self.name
-
 
 class HttpSection(Section):
     """Where clients are served."""

@@ -87,7 +87,7 @@ class Catalogue:
         key = (listing.name, listing.modified)
         if key not in self._cards:
             if listing.path is not None:
-                checkpoint = await to_thread.run_sync(read_checkpoint, listing.path)
+                checkpoint = await to_thread.run_sync(_read, listing.path)
             else:
                 checkpoint = await self.fetch(listing.name, lambda progress: None)
             self._cards[key] = await to_thread.run_sync(describe, listing, checkpoint)
@@ -101,7 +101,7 @@ class Catalogue:
         for source in self._sources.values():
             if source.claims(name):
                 path = await to_thread.run_sync(source.fetch, name, tell_all)
-                return await to_thread.run_sync(read_checkpoint, path)
+                return await to_thread.run_sync(_read, path)
         raise self._unknown(name, [listing.name for listing in await self.listings()])
 
     def _unknown(self, name: str, known: list[str]) -> ModelNotFound:
@@ -116,3 +116,10 @@ def _modified(name: str) -> float | None:
         return Path(name).expanduser().stat().st_mtime
     except (OSError, RuntimeError, ValueError):
         return None
+
+
+def _read(path: Path) -> Checkpoint:
+    """Read a checkpoint's headers, and its digest while this is a thread that may wait for the disk."""
+    checkpoint = read_checkpoint(path)
+    _ = checkpoint.digest
+    return checkpoint

@@ -12,6 +12,7 @@ import itertools
 import json
 import math
 import struct
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,18 @@ _BITS = {
     "F64": 64,
     "C64": 64,
 }
+
+
+TOKENIZER_FILES = (
+    "chat_template.jinja",
+    "generation_config.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+)
+SAMPLED_BYTES = 256
+"""Of each tensor, for the digest."""
 
 
 class TensorInfo(msgspec.Struct, frozen=True):
@@ -120,15 +133,39 @@ class Checkpoint(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over the configuration and the tensor headers: two nodes with equal digests serve one model.
+        """SHA-256 that tells models apart: two nodes with equal digests serve one model, tokenizer included.
 
-        It covers names, types, shapes and file positions, not the weights' bytes, which would take minutes to read.
+        It covers the configuration, the tokenizer's files, and of each tensor its name, type, shape, place and some
+        bytes from its middle. All of the weights would take minutes to read; training, merging and quantizing
+        change nearly every byte of the tensors that they touch.
+
+        Raises:
+            CheckpointCorrupt: a file cannot be read any more.
         """
         state = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
-        for name in sorted(self.tensors):
-            tensor = self.tensors[name]
-            state.update(f"{name}:{tensor.dtype}:{tensor.shape}:{tensor.file.name}:{tensor.offset}\n".encode())
+        try:
+            for name in TOKENIZER_FILES:
+                file = self.path / name
+                if file.is_file():
+                    state.update(f"{name}\n".encode() + hashlib.sha256(file.read_bytes()).digest())
+            for file, tensors in _by_file(self.tensors.values()).items():
+                with file.open("rb") as stream:
+                    for tensor in tensors:
+                        place = f"{file.name}:{tensor.offset}"
+                        state.update(f"{tensor.name}:{tensor.dtype}:{tensor.shape}:{place}\n".encode())
+                        stream.seek(tensor.offset + max(0, tensor.nbytes - SAMPLED_BYTES) // 2)
+                        state.update(stream.read(min(SAMPLED_BYTES, tensor.nbytes)))
+        except OSError as error:
+            raise CheckpointCorrupt(f"{self.path} cannot be read: {error}") from error
         return state.hexdigest()
+
+
+def _by_file(tensors: Iterable[TensorInfo]) -> dict[Path, list[TensorInfo]]:
+    """Group tensors by file, both in the order of their names and places, so that equal models give equal digests."""
+    files: dict[Path, list[TensorInfo]] = {}
+    for tensor in sorted(tensors, key=lambda tensor: (tensor.file.name, tensor.offset, tensor.name)):
+        files.setdefault(tensor.file, []).append(tensor)
+    return files
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

@@ -93,7 +93,6 @@ def test_defaults_alone_make_a_configuration(load: Load) -> None:
     assert config.cluster.listen is None
     assert config.models.default == "smollm2:135m"
     assert config.models.memory_reserve == 512 * 1024 * 1024
-    assert config.node.state_dir == config.node.data_dir / "nodes" / config.node.name
     assert config.origin("http.port") == "default"
 
 
@@ -348,7 +347,6 @@ def test_the_shipped_configurations_load() -> None:
     a, b = (load_settings([configs / "two" / f"{name}.toml"], environ={}, plugins=plugins) for name in "ab")
     assert (a.node.name, b.node.name) == ("a", "b")
     assert a.node.data_dir == b.node.data_dir
-    assert a.node.state_dir != b.node.state_dir
     for one, other in ((a, b), (b, a)):
         peers: Any = one.plugin_settings["static"]
         assert peers.peers == (other.cluster.listen,)

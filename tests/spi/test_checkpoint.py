@@ -227,3 +227,22 @@ def test_the_digest_tells_configurations_and_tensors_apart_and_not_folders(tmp_p
     assert digest("b", SOUND) == same
     assert digest("c", {"w": _entry("F32", [4], 0, 16)}) != same
     assert digest("d", SOUND, {**CONFIG, "rope_theta": 1}) != same
+
+
+def test_models_that_differ_only_in_their_weights_or_their_tokenizer_have_different_digests(tmp_path: Path) -> None:
+    from runtime.testing.models import tiny_llama
+
+    one, same, trained = (
+        tiny_llama(tmp_path / name, seed=seed) for name, seed in (("one", 0), ("same", 0), ("trained", 1))
+    )
+    digest = read_checkpoint(one).digest
+    assert read_checkpoint(same).digest == digest
+    assert read_checkpoint(trained).digest != digest
+    config = same / "tokenizer_config.json"
+    config.write_text(config.read_text().replace("assistant", "helper"))
+    template = same / "chat_template.jinja"
+    if template.exists():
+        template.write_text(template.read_text() + " ")
+    else:
+        config.write_text(config.read_text() + " ")
+    assert read_checkpoint(same).digest != digest

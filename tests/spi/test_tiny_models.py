@@ -38,7 +38,7 @@ def test_mlx_lm_loads_it_and_generates_varied_tokens(tmp_path: Path, options: di
     folder = tiny_llama(tmp_path / "m", **options)  # type: ignore[arg-type]  # one parametrized dict of many types
     model, tokenizer = load(str(folder))[:2]
     chat = [{"role": "user", "content": "the dog"}]
-    prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True)  # type: ignore[no-untyped-call]  # mlx-lm
+    prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True)
     import mlx.core as mx
 
     tokens = [int(token) for token, _ in generate_step(mx.array(prompt), model, max_tokens=24)]
