@@ -49,6 +49,8 @@ class ComputeThread:
     def __init__(self) -> None:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._closed = False
+        self._idle = threading.Event()
+        """Set once no more jobs are run."""
         self._thread = threading.Thread(target=self._work, name="compute", daemon=True)
         self._thread.start()
 
@@ -76,13 +78,19 @@ class ComputeThread:
         return await future
 
     def close(self, timeout: float) -> bool:
-        """Let the thread end after the jobs in hand, without those still queued; return whether it did in time."""
+        """Let the jobs in hand be the last, without those still queued; return whether they were done in time."""
         self._closed = True
         self._jobs.put(None)
-        self._thread.join(timeout)
-        return not self._thread.is_alive()
+        return self._idle.wait(timeout)
 
     def _work(self) -> None:
+        self._run_jobs()
+        self._idle.set()
+        # MLX 0.32 takes the GIL when it frees what it keeps for a thread that ends, which is after the thread's join
+        # has returned: an interpreter that is being finalized by then aborts. So this thread, a daemon, never ends.
+        threading.Event().wait()
+
+    def _run_jobs(self) -> None:
         started: tuple[_Job, Collect[Any]] | None = None
         while True:
             try:
