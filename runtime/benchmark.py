@@ -26,7 +26,7 @@ import httpx
 import msgspec
 import psutil
 
-from runtime.config import Config
+from runtime.config.load import Config
 from runtime.inference.options import candidate_options
 from runtime.spi import Checkpoint, LayerSpan, LoadOptions, MemoryEstimator, Workload
 from runtime.testing.processes import NodeProcess, node_process, peers_of

@@ -16,7 +16,7 @@ from loguru import logger
 from runtime import __version__
 from runtime.actors import ActorRef, ActorSystem
 from runtime.cluster import Ledger, Membership, NodeInfo, NodeProfile, Registry, ServedModel
-from runtime.config import Config
+from runtime.config.load import Config
 from runtime.errors import RuntimeFault
 from runtime.http.admin import NodeEntry, NodeStatus, admin_router
 from runtime.http.listener import Listener, serve

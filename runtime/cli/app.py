@@ -94,7 +94,7 @@ def root(
 @cache
 def plugin_commands() -> dict[str, Command]:
     """Return the verbs that plugins add. One that has the name of a built-in verb is refused with a message."""
-    from runtime.config_sources import disabled_plugins, read_environment
+    from runtime.config.sources import disabled_plugins, read_environment
     from runtime.spi.loader import load_plugins
 
     plugins = load_plugins(disabled_plugins([read_environment(os.environ)]), commands_only=True)

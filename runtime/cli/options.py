@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from runtime.config import Config
+    from runtime.config.load import Config
     from runtime.spi.loader import Plugins
 
 ConfigFiles = Annotated[
@@ -30,7 +30,7 @@ def effective_config(files: Sequence[Path] | None, overrides: Sequence[str] | No
     Raises:
         ConfigError: the configuration cannot be used.
     """
-    from runtime.config import load_settings
+    from runtime.config.load import load_settings
 
     plugins = enabled_plugins(files, overrides)
     return load_settings(files or (), overrides or (), os.environ, plugins), plugins
@@ -42,7 +42,7 @@ def enabled_plugins(files: Sequence[Path] | None, overrides: Sequence[str] | Non
     Raises:
         ConfigError: a file or an override cannot be read.
     """
-    from runtime.config_sources import disabled_plugins, read_layers
+    from runtime.config.sources import disabled_plugins, read_layers
     from runtime.spi.loader import load_plugins
 
     return load_plugins(disabled_plugins(read_layers(files or (), overrides or (), os.environ)))

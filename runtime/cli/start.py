@@ -11,7 +11,7 @@ import typer
 from runtime.cli.options import ConfigFiles, Overrides, effective_config
 
 if TYPE_CHECKING:
-    from runtime.config import Config
+    from runtime.config.load import Config
     from runtime.http.listener import Listener
     from runtime.node import Node
     from runtime.spi.loader import Plugins

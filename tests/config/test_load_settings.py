@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.config import Address, Config, load_settings
-from runtime.config_check import nearest
-from runtime.config_sources import disabled_plugins, read_environment, read_overrides
+from runtime.config.check import nearest
+from runtime.config.load import Address, Config, load_settings
+from runtime.config.sources import disabled_plugins, read_environment, read_overrides
 from runtime.errors import ConfigError
 
 ROLES = [

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from runtime.cli.app import VERBS
-from runtime.config import load_settings
-from runtime.config_check import leaves
+from runtime.config.check import leaves
+from runtime.config.load import load_settings
 from runtime.spi import RequestFinished
 from runtime.spi.hookspecs import PluginContext
 from runtime.spi.loader import HOOKS, ROLES, load_plugins

@@ -17,7 +17,7 @@ from typing import Annotated, Any, get_args
 from pydantic import BaseModel, SecretStr, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from runtime.config_sources import PREFIX, SEPARATOR, KeyPath, Layer, Text, Tree
+from runtime.config.sources import PREFIX, SEPARATOR, KeyPath, Layer, Text, Tree
 
 NONE_WORD = "none"
 """How a file, a variable or ``--set`` unsets an optional key: TOML has no null."""

@@ -18,8 +18,8 @@ from pydantic import BaseModel, Field, PrivateAttr, SecretStr, ValidationError, 
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from runtime.config_check import fit, is_secret, keys, leaves, lines_of, near_variables
-from runtime.config_sections import (
+from runtime.config.check import fit, is_secret, keys, leaves, lines_of, near_variables
+from runtime.config.sections import (
     Address,
     ClusterSection,
     HttpSection,
@@ -32,7 +32,7 @@ from runtime.config_sections import (
     UncheckedSection,
     is_loopback,
 )
-from runtime.config_sources import KeyPath, Layer, Tree, disabled_plugins, read_layers
+from runtime.config.sources import KeyPath, Layer, Tree, disabled_plugins, read_layers
 from runtime.errors import ConfigError, PluginError
 from runtime.spi.loader import Plugins, load_plugins
 
