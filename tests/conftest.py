@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 
+from runtime.testing.processes import NodeProcess, environment, eventually, node_process, peers_of
+
+MODEL = "smollm2:135m"
+ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1"}
+"""OpenBLAS's threads wait for each other by spinning: with fewer free cores than threads they are many times slower."""
 SAMPLE = Path(__file__).parent / "sample_plugin"
 
 
@@ -81,3 +88,68 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for module in set(sys.modules) - before:
         if module.startswith("plugin_"):
             del sys.modules[module]
+
+
+@pytest.fixture(scope="session")
+def nodes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of all nodes that serve the embedded model, so that it is converted once."""
+    return tmp_path_factory.mktemp("nodes")
+
+
+@pytest.fixture(scope="session")
+def node(nodes_folder: Path) -> Iterator[NodeProcess]:
+    """Run a node with the embedded model, which stays loaded."""
+    settings = ("models.context=2048", "models.keep_alive=-1")
+    with node_process(nodes_folder, "solo", *settings, env=ONE_THREAD) as node:
+        yield node
+
+
+@pytest.fixture(scope="session")
+def two_nodes(nodes_folder: Path) -> Iterator[tuple[NodeProcess, NodeProcess]]:
+    """Run two nodes that share a cluster key and serve the embedded model together."""
+    settings = ("cluster.listen=127.0.0.1:0", "cluster.key=a secret of two", "models.context=2048")
+    with (
+        node_process(nodes_folder, "a", *settings, env=ONE_THREAD) as a,
+        node_process(nodes_folder, "b", *settings, peers_of(a), env=ONE_THREAD) as b,
+    ):
+        eventually(lambda: (a.sees().get("b"), b.sees().get("a")) == ("up", "up"), "the nodes see each other")
+        yield a, b
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What mlx-lm itself generates, greedily."""
+
+    prompt: list[int]
+    tokens: list[int]
+    texts: list[str]
+    """Of each token alone."""
+    logprobs: list[float]
+    text: str
+    """Of all tokens but the one that ends it."""
+
+
+@pytest.fixture(scope="session")
+def mlx_lm(node: NodeProcess, nodes_folder: Path) -> Callable[..., list[Reference]]:
+    """Return a function that has mlx-lm answer jobs (see ``mlx_lm_reference.py``) with the embedded model.
+
+    It loads the very weights that the nodes load: the converted folder.
+    """
+    node.load(MODEL)
+    (folder,) = (path for path in (nodes_folder / "data" / "gguf").iterdir() if path.is_dir())
+    script = Path(__file__).with_name("mlx_lm_reference.py")
+
+    def answer(*jobs: dict[str, Any]) -> list[Reference]:
+        done = subprocess.run(
+            [sys.executable, str(script), str(folder)],
+            input=json.dumps(jobs),
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+            env=environment(ONE_THREAD),
+        )
+        assert done.returncode == 0, done.stderr
+        return [Reference(**each) for each in json.loads(done.stdout)]
+
+    return answer

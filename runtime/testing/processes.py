@@ -164,10 +164,14 @@ class NodeProcess:
         self.process.wait()
 
     def close(self) -> None:
-        """Stop it if it runs, and let go of what it holds here."""
+        """Stop it if it runs, and let go of what it holds here.
+
+        Raises:
+            NodeFailed: it was asked to stop, and did not end well.
+        """
         try:
-            if self.process.poll() is None:
-                self.terminate()
+            if self.process.poll() is None and (code := self.terminate()) != 0:
+                raise NodeFailed(f"node {self.name} stopped with exit code {code}; its log:\n{self.log}")
         finally:
             self._http.close()
 
@@ -204,7 +208,7 @@ def node_process(
         seconds: how long it may take to be ready.
 
     Raises:
-        NodeFailed: it does not start; with its log.
+        NodeFailed: it does not start, or does not end well; with its log.
     """
     folder.mkdir(parents=True, exist_ok=True)
     arguments = [f"node.name={name}", f"node.data_dir={folder / 'data'}", "http.port=0", *settings]
