@@ -141,7 +141,7 @@ def _final_bytes(module: nn.Module, dequantize: bool) -> int:
     """Bytes of a module's parameters once loaded."""
     if dequantize and _is_packed(module):
         packed = sum(array.nbytes for name, array in module.items() if name not in ("weight", "scales", "biases"))
-        return int(module.weight.size * (32 // module.bits) * module.scales.itemsize + packed)
+        return int(module.weight.size * 32 // module.bits * module.scales.itemsize + packed)
     return sum(array.nbytes for _, array in tree_flatten(module.parameters()))
 
 

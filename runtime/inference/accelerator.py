@@ -5,6 +5,8 @@ mlx-lm's compiled samplers bind the random state of the thread that imports them
 
 from __future__ import annotations
 
+import functools
+
 import msgspec
 
 from runtime.inference.blas import Blas, load_blas
@@ -20,8 +22,12 @@ class Accelerator(msgspec.Struct, frozen=True):
     blas: Blas
 
 
+@functools.cache
 def prepare() -> Accelerator:
-    """Load everything that generation needs; takes a second or two the first time, and nothing after."""
+    """Load everything that generation needs; takes a second or two the first time, and nothing after.
+
+    Whoever is first to need MLX on the compute thread calls this, because it must come before any other import of it.
+    """
     import resource
 
     blas = load_blas()

@@ -23,7 +23,7 @@ def describe(listing: ModelListing, checkpoint: Checkpoint) -> ModelCard:
         quantization=_quantization(checkpoint),
         context=checkpoint.context,
         layers=checkpoint.num_layers,
-        hidden_size=int(config.get("hidden_size") or config.get("n_embd") or 0),
+        hidden_size=_positive(config.get("hidden_size")) or _positive(config.get("n_embd")),
         digest=checkpoint.digest,
         chat_template=_chat_template(checkpoint.path),
         license=_license(checkpoint.path),
@@ -42,8 +42,8 @@ def _parameters(checkpoint: Checkpoint) -> int:
         if kind == "weight" and f"{prefix}.scales" in names:
             settings = checkpoint.quantization or {}
             own = settings.get(prefix)
-            bits = int((own if isinstance(own, dict) else settings).get("bits", 4))
-            count += tensor.size * 32 // bits
+            bits = _positive((own if isinstance(own, dict) else settings).get("bits"))
+            count += tensor.size * 32 // (bits or 4)
         else:
             count += tensor.size
     return count
@@ -62,8 +62,12 @@ def _quantization(checkpoint: Checkpoint) -> str:
 def _chat_template(path: Path) -> str | None:
     file = path / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8", errors="replace")
     template = _json(path / "tokenizer_config.json").get("chat_template")
+    if isinstance(template, list):
+        # Several by name, as transformers wrote them until 4.52.
+        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        template = named.get("default")
     return template if isinstance(template, str) else None
 
 
@@ -73,14 +77,20 @@ def _license(path: Path) -> str | None:
     if not readme.is_file():
         return None
     text = readme.read_text(encoding="utf-8", errors="replace")
-    match = re.search(r"\A---\s.*?^license:\s*(\S+)", text, re.DOTALL | re.MULTILINE)
+    front = re.match(r"---\s*\n(.*?)^---\s*$", text, re.DOTALL | re.MULTILINE)
+    match = re.search(r"^license:[ \t]*(\S+)", front.group(1), re.MULTILINE) if front else None
     return match.group(1) if match else None
+
+
+def _positive(value: Any) -> int:
+    """Return a positive integer of a configuration, 0 for anything else: a card describes damaged models too."""
+    return value if type(value) is int and value > 0 else 0
 
 
 def _json(path: Path) -> dict[str, Any]:
     """Return a JSON object, or nothing where the file is absent or damaged: what it adds here is optional."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):  # the last for brackets nested a thousand deep
         return {}
     return value if isinstance(value, dict) else {}

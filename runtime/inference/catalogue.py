@@ -12,6 +12,7 @@ from loguru import logger
 
 from runtime.errors import ModelNotFound, RuntimeFault
 from runtime.inference.card import describe
+from runtime.inference.failure import as_fault
 from runtime.spi import Checkpoint, Download, ModelCard, ModelListing, ModelSource, Progress, read_checkpoint
 
 
@@ -31,8 +32,8 @@ class Catalogue:
             try:
                 for listing in await to_thread.run_sync(source.local):
                     found.setdefault(listing.name, listing)
-            except (RuntimeFault, OSError) as error:
-                logger.warning("source {} cannot list its models: {}", name, error)
+            except Exception as error:  # noqa: BLE001 - one source's failure must not hide what the others have
+                logger.warning("source {} cannot list its models: {}", name, as_fault(error, f"listing {name}"))
         return [found[name] for name in sorted(found)]
 
     async def fetch(self, name: str, progress: Progress) -> Checkpoint:
@@ -48,13 +49,18 @@ class Catalogue:
         if task is None:
             task = asyncio.create_task(self._fetch(name, watchers), name=f"fetch {name}")
             self._fetching[name] = task
+            task.add_done_callback(lambda task: self._fetched(name, task))
         try:
             return await asyncio.shield(task)
         finally:
             watchers.remove(progress)
-            if task.done() and self._fetching.get(name) is task:
-                del self._fetching[name]
-                self._watching.pop(name, None)
+
+    def _fetched(self, name: str, task: asyncio.Task[Checkpoint]) -> None:
+        """Forget a fetch that is over, whether anybody still waits for it or not: the next one is a new one."""
+        del self._fetching[name]
+        del self._watching[name]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.debug("{} is not fetched: {}", name, error)
 
     async def cards(self) -> list[ModelCard]:
         """Describe the models on this machine. One that cannot be read is logged and left out."""
@@ -98,10 +104,13 @@ class Catalogue:
             for watcher in list(watchers):
                 watcher(progress)
 
-        for source in self._sources.values():
-            if source.claims(name):
-                path = await to_thread.run_sync(source.fetch, name, tell_all)
-                return await to_thread.run_sync(_read, path)
+        for source_name, source in self._sources.items():
+            try:
+                if source.claims(name):
+                    path = await to_thread.run_sync(source.fetch, name, tell_all)
+                    return await to_thread.run_sync(_read, path)
+            except Exception as error:
+                raise as_fault(error, f"fetching {name} from source {source_name}") from error
         raise self._unknown(name, [listing.name for listing in await self.listings()])
 
     def _unknown(self, name: str, known: list[str]) -> ModelNotFound:

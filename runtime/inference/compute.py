@@ -70,11 +70,8 @@ class ComputeThread:
             else:
                 future.set_result(value)  # type: ignore[arg-type]  # without an error there is a value, maybe None
 
-        def dispatch() -> Collect[T]:
-            value = work()
-            return lambda: value
-
-        self.submit(dispatch, done)
+        # Its work is all in the second half: were it in the first, the job before would not be finished yet.
+        self.submit(lambda: work, done)
         return await future
 
     def close(self, timeout: float) -> bool:

@@ -18,8 +18,9 @@ import msgspec
 from loguru import logger
 
 from runtime.actors import Actor, ActorRef, Down, Message, ReplyTo
-from runtime.cluster import ServedModel, ServedStage
+from runtime.cluster import ServedModel, ServedStage, ServedState
 from runtime.errors import ActorStopped, Overloaded, PlacementRefused, RuntimeFault
+from runtime.inference.failure import as_fault
 from runtime.inference.placing import Placed, Placer
 from runtime.inference.progress import ProgressBoard
 from runtime.inference.protocol import (
@@ -123,8 +124,7 @@ class Driver(Actor):
             case AwaitReady(keep_alive):
                 return self._on_await_ready(keep_alive)
             case Unload():
-                self._unloading.append(self.context.reply_later())
-                self._end_if_unloaded()
+                self._on_unload()
             case Down(ref, reason):
                 self._on_down(ref, reason)
         return None
@@ -132,8 +132,7 @@ class Driver(Actor):
     async def stopped(self) -> None:
         """Tell everybody who waits. The stages and the ledgers watch this actor and see for themselves."""
         gone = ActorStopped(f"the model {self._model} was unloaded; ask again to load it")
-        for sequence in list(self._sessions):
-            self._fail(sequence, gone)
+        self._fail_all(gone)
         for reply in self._waiting:
             reply.fail(gone)
         for reply in self._unloading:
@@ -144,9 +143,11 @@ class Driver(Actor):
 
     async def _bring_up(self) -> None:
         try:
-            placed = await self._placer.place(self._model, self.context.self_ref, self._board.publish)
+            progress = self._board.throttled(self._board.publish)  # a source reports from a thread of its own
+            placed = await self._placer.place(self._model, self.context.self_ref, progress)
             await self._connect(placed)
-        except RuntimeFault as fault:
+        except Exception as error:  # noqa: BLE001 - policies, estimators and sources are plugins; callers hear the reason
+            fault = as_fault(error, f"placing {self._model}")
             logger.error("model {} is not served: {}", self._model, fault)
             waiting, self._waiting = self._waiting, []
             for reply in waiting:
@@ -181,14 +182,12 @@ class Driver(Actor):
 
     async def _expire(self) -> None:
         """Unload the model when nobody has asked for it for long enough."""
-        while True:
+        while (left := self._seconds_left()) > 0:
             self._touched = anyio.Event()
-            with anyio.move_on_after(self._seconds_left()) as waited:
+            with anyio.move_on_after(left):
                 await self._touched.wait()
-            if waited.cancelled_caught and not self._sessions:
-                logger.info("unloading {}: nobody asked for it for {:g} s", self._model, self._keep_alive)
-                self.context.stop_self()
-                return
+        logger.info("unloading {}: nobody asked for it for {:g} s", self._model, self._keep_alive)
+        self.context.stop_self()
 
     def _seconds_left(self) -> float:
         if self._keep_alive < 0 or self._sessions:
@@ -201,7 +200,8 @@ class Driver(Actor):
     def _touch(self) -> None:
         self._used = time.time()
         self._touched.set()
-        self._announce()
+        if not self._unloading:  # else the next driver of the model may have its entry there by now
+            self._announce()
 
     # -- sessions ---------------------------------------------------------------------------------------------------
 
@@ -241,6 +241,8 @@ class Driver(Actor):
                 self.context.start_task(self._open(sequence, self._submits[sequence]), f"open {sequence}")
 
     async def _open(self, sequence: int, request: Submit) -> None:
+        if sequence not in self._sessions:
+            return  # it was closed before this task began; the stages must not hear of it now
         order = OpenSequence(
             sequence, request.prompt[-PENALTY_TOKENS:], request.sampling, request.seed, request.logprobs
         )
@@ -300,13 +302,20 @@ class Driver(Actor):
         self._tell_session(sequence, SequenceFailed(fault.code, fault.message))
         self._close(sequence)
 
+    def _fail_all(self, fault: RuntimeFault) -> None:
+        """Fail every sequence and take no more; what the stages hold ends with them."""
+        self._scheduler = None
+        for sequence in list(self._sessions):
+            self._fail(sequence, fault)
+
     def _tell_session(self, sequence: int, message: Message) -> None:
         session = self._sessions.get(sequence)
         if session is None:
             return
         try:
             self.context.tell(session, message)
-        except RuntimeFault:
+        except RuntimeFault as fault:
+            logger.debug("{} is not told of its sequence, which is closed: {}", session, fault)
             self._close(sequence)
 
     # -- going down -------------------------------------------------------------------------------------------------
@@ -317,13 +326,19 @@ class Driver(Actor):
                 f"node {ref.node}, which held part of {self._model}, was lost ({reason}); ask again to place it anew"
             )
             logger.error("{}", fault)
-            for sequence in list(self._sessions):
-                self._fail(sequence, fault)
+            self._fail_all(fault)
             self.context.stop_self()
             return
         for sequence, session in list(self._sessions.items()):
             if session == ref:
                 self._close(sequence)
+
+    def _on_unload(self) -> None:
+        first = not self._unloading
+        self._unloading.append(self.context.reply_later())
+        if first:
+            self._announce()
+        self._end_if_unloaded()
 
     def _end_if_unloaded(self) -> None:
         if self._unloading and not self._sessions:
@@ -350,6 +365,7 @@ class Driver(Actor):
                 context=placed.context,
                 expires=None if self._keep_alive < 0 else self._used + self._keep_alive,
                 active=len(self._sessions),
+                state=ServedState.UNLOADING if self._unloading else ServedState.READY,
             )
         )
 

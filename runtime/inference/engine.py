@@ -13,7 +13,7 @@ from loguru import logger
 
 from runtime.actors import ActorRef, ActorSystem, Restart
 from runtime.cluster import ServedModel
-from runtime.errors import ModelNotFound, RuntimeFault
+from runtime.errors import ActorStopped, ModelNotFound, PeerUnreachable, RuntimeFault
 from runtime.inference.catalogue import Catalogue
 from runtime.inference.compute import ComputeThread
 from runtime.inference.models import MODELS
@@ -39,6 +39,8 @@ from runtime.spi import (
 
 UNLOAD_SECONDS = 600.0
 """How long an unload waits for generations in progress."""
+TOKENIZERS = 4
+"""Tokenizers that are kept in memory, which take some tens of megabytes each."""
 
 
 class RuntimeEngine(Engine):
@@ -110,8 +112,12 @@ class RuntimeEngine(Engine):
     async def unload(self, name: str) -> None:
         """Let go of a model once its generations are done."""
         for entry in self._served():
-            if entry.model == name:
+            if entry.model != name:
+                continue
+            try:
                 await self._system.ask(entry.driver, Unload(), UNLOAD_SECONDS)
+            except (ActorStopped, PeerUnreachable) as fault:
+                logger.debug("{} is unloaded already: {}", name, fault)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
         """Run one generation; see :class:`~runtime.spi.Engine`."""
@@ -169,18 +175,23 @@ class RuntimeEngine(Engine):
 
     async def _tokenizer(self, model: str, digest: str) -> Tokenizer:
         """Return a model's tokenizer, loaded once for all who ask."""
-        task = self._tokenizers.get(digest)
+        task = self._tokenizers.pop(digest, None)
         if task is None:
             task = asyncio.create_task(self._load_tokenizer(model), name=f"tokenizer of {model}")
-            self._tokenizers[digest] = task
-        try:
-            return await asyncio.shield(task)
-        except RuntimeFault:
+            task.add_done_callback(lambda task: self._tokenizer_loaded(digest, task))
+        # The one that was used last stands last.
+        self._tokenizers[digest] = task
+        for oldest in list(self._tokenizers)[:-TOKENIZERS]:
+            del self._tokenizers[oldest]
+        return await asyncio.shield(task)
+
+    def _tokenizer_loaded(self, digest: str, task: asyncio.Task[Tokenizer]) -> None:
+        """Keep no failure, so that the next request tries again, whether anybody waited for this one or not."""
+        if task.cancelled() or task.exception() is not None:
             self._tokenizers.pop(digest, None)
-            raise
 
     async def _load_tokenizer(self, model: str) -> Tokenizer:
-        checkpoint = await self._catalogue.fetch(model, self._board.publish)
+        checkpoint = await self._catalogue.fetch(model, self._board.throttled(self._board.publish))
         # After everything that the compute thread imports: see runtime.inference.accelerator.
         await self._compute.run(lambda: None)
         return await to_thread.run_sync(partial(Tokenizer, checkpoint))

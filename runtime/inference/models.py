@@ -1,11 +1,14 @@
 """Which driver serves a model: every node's actor that finds one, or makes one.
 
 There is no master. A node that wants a model asks its peers before it places it; of nodes that want the same one at
-the same moment, the one with the lowest name goes ahead and the others wait for it.
+the same moment, one goes ahead and the others wait for it. Which one is decided as in Ricart and Agrawala's mutual
+exclusion (https://doi.org/10.1145/358527.358537): by a Lamport clock, and by name where the clocks are equal. So a
+node that let another one pass cannot overtake it with a claim of its own.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 from loguru import logger
@@ -40,7 +43,9 @@ class Models(Actor):
         self._served_by = served_by
         self._peers = peers
         self._drivers: dict[str, ActorRef] = {}
-        self._claims: set[str] = set()
+        self._claims: set[tuple[str, int]] = set()
+        """Models that this node is about to place, each with the clock of the claim."""
+        self._clock = 0
         self._names = 0
 
     async def receive(self, message: Message) -> Message | None:
@@ -48,9 +53,9 @@ class Models(Actor):
         match message:
             case EnsureModel():
                 self.context.start_task(self._ensure(message, self.context.reply_later()), f"ensure {message.model}")
-            case ClaimModel(model, node):
-                ours = model in self._drivers or (model in self._claims and self.context.node < node)
-                return Claimed(self.context.self_ref if ours else None)
+            case ClaimModel(model, node, clock):
+                self._clock = max(self._clock, clock)
+                return Claimed(self.context.self_ref if self._is_before(model, clock, node) else None)
             case Down(ref):
                 self._drivers = {model: driver for model, driver in self._drivers.items() if driver != ref}
         return None
@@ -76,26 +81,44 @@ class Models(Actor):
 
     async def _place(self, order: EnsureModel) -> Ready:
         """Place the model from here, unless a peer is about to."""
-        self._claims.add(order.model)
+        self._clock += 1
+        claim = (order.model, self._clock)
+        self._claims.add(claim)
         try:
-            for peer in self._peers():
-                holder = await self._claim(order.model, peer)
-                if holder is not None:
-                    return await self.context.ask(holder, order, LOAD_SECONDS)
+            holder = await self._holder(*claim)
             driver = self._drivers.get(order.model)
-            if driver is None:
-                self._names += 1
-                driver = self.context.spawn(lambda: self._new_driver(order.model), f"{self._names}", Restart.TEMPORARY)
-                self._drivers[order.model] = driver
-                self.context.monitor(driver)
+            if holder is None and driver is None:
+                driver = self._start_driver(order.model)
         finally:
-            self._claims.discard(order.model)
-        return await self.context.ask(driver, AwaitReady(order.keep_alive), LOAD_SECONDS)
+            # Before waiting for whoever goes ahead: a claim that is given up must not hold up others.
+            self._claims.discard(claim)
+        if driver is not None:
+            return await self.context.ask(driver, AwaitReady(order.keep_alive), LOAD_SECONDS)
+        assert holder is not None  # noqa: S101 - one of the two is there
+        return await self.context.ask(holder, order, LOAD_SECONDS)
 
-    async def _claim(self, model: str, peer: str) -> ActorRef | None:
+    def _start_driver(self, model: str) -> ActorRef:
+        self._names += 1
+        driver = self.context.spawn(lambda: self._new_driver(model), f"{self._names}", Restart.TEMPORARY)
+        self._drivers[model] = driver
+        self.context.monitor(driver)
+        return driver
+
+    def _is_before(self, model: str, clock: int, node: str) -> bool:
+        """Whether this node serves the model, or claimed it before a claim of another node."""
+        return model in self._drivers or any(
+            claimed == model and (at, self.context.node) < (clock, node) for claimed, at in self._claims
+        )
+
+    async def _holder(self, model: str, clock: int) -> ActorRef | None:
+        """Ask all peers at once; return one that goes ahead, if any does."""
+        holders = await asyncio.gather(*(self._claim(model, clock, peer) for peer in self._peers()))
+        return next((holder for holder in holders if holder is not None), None)
+
+    async def _claim(self, model: str, clock: int, peer: str) -> ActorRef | None:
         try:
             claimed = await self.context.ask(
-                ActorRef(peer, f"/{MODELS}"), ClaimModel(model, self.context.node), CLAIM_SECONDS
+                ActorRef(peer, f"/{MODELS}"), ClaimModel(model, self.context.node, clock), CLAIM_SECONDS
             )
         except (ActorError, PeerUnreachable) as fault:
             logger.warning("{} did not say whether it serves {}: {}", peer, model, fault)

@@ -38,16 +38,17 @@ class ProgressBoard:
     def throttled(self, report: Callable[[Download], None]) -> Progress:
         """Make a callback for a working thread: it calls ``report`` on the event loop, ten times a second at most.
 
-        The last piece of a step is always reported.
+        The first and the last piece of a step are always reported.
         """
-        last = 0.0
+        last = -MIN_INTERVAL
+        step = ""
 
         def throttle(progress: Download) -> None:
-            nonlocal last
+            nonlocal last, step
             now = self._loop.time()
-            if now - last < MIN_INTERVAL and progress.done != progress.total:
+            if now - last < MIN_INTERVAL and progress.done != progress.total and progress.step == step:
                 return
-            last = now
+            last, step = now, progress.step
             try:
                 self._loop.call_soon_threadsafe(report, progress)
             except RuntimeError:

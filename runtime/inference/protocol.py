@@ -206,7 +206,9 @@ class Claimed(Message, frozen=True, tag="models.claimed"):
 
 
 class ClaimModel(Request[Claimed], frozen=True, tag="models.claim"):
-    """A node is about to place a model; nodes that are about to do the same yield to the lower name."""
+    """A node is about to place a model; of nodes that are about to do the same the earliest claim goes ahead."""
 
     model: str
     node: str
+    clock: int
+    """A Lamport clock: higher than that of any claim that the node had heard of."""

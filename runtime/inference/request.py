@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 from runtime.errors import ContextExceeded, InvalidRequest
 from runtime.spi import GenerationRequest, Sampling
 
 MAX_STOPS = 64
 MAX_STOP_LENGTH = 1024
+MAX_TOKEN = 2**31
+"""Far beyond any vocabulary."""
 
 
 def check_request(request: GenerationRequest) -> None:
@@ -39,15 +39,18 @@ def check_sampling(sampling: Sampling) -> None:
         ("presence_penalty", sampling.presence_penalty, -2.0, 2.0),
         ("frequency_penalty", sampling.frequency_penalty, -2.0, 2.0),
         ("penalty_context", sampling.penalty_context, 0, 2**31),
-        ("seed", sampling.seed or 0, -(2**63), 2**64),
+        # What one 64-bit integer on the wire can hold.
+        ("seed", sampling.seed or 0, -(2**63), 2**64 - 1),
     ]
     for name, value, low, high in bounds:
-        if not math.isfinite(value) or not low <= value <= high:
-            raise InvalidRequest(f"{name} is {value:g}, and must be between {low:g} and {high:g}", param=name)
+        if not low <= value <= high:
+            raise InvalidRequest(f"{name} is {_shown(value)}, and must be between {low:g} and {high:g}", param=name)
     for token, bias in sampling.logit_bias.items():
-        if not math.isfinite(bias) or not -100 <= bias <= 100 or token < 0:
+        if not 0 <= token < MAX_TOKEN:
+            raise InvalidRequest(f"logit_bias names token {_shown(token)}, which no model has", param="logit_bias")
+        if not -100 <= bias <= 100:
             raise InvalidRequest(
-                f"logit_bias of token {token} is {bias:g}, and must be -100 to 100", param="logit_bias"
+                f"logit_bias of token {token} is {_shown(bias)}, and must be -100 to 100", param="logit_bias"
             )
 
 
@@ -56,19 +59,24 @@ def fit_context(
 ) -> tuple[tuple[int, ...], int]:
     """Return the prompt and the completion length that fit the context.
 
-    With ``truncate`` the oldest half of what does not fit is given up for room to answer in, as chats expect;
-    otherwise a prompt that is too long is refused. A completion is shortened silently: it ends with ``length``.
+    With ``truncate`` a prompt that is too long loses its oldest tokens, down to half of the context, for room to
+    answer in; otherwise it is refused. A completion is shortened silently: it ends with ``length``.
 
     Raises:
         ContextExceeded: with the prompt's length and the context.
     """
     if len(tokens) >= context:
-        if not truncate:
+        if not truncate or context < 2:
             raise ContextExceeded(
                 f"the prompt has {len(tokens)} tokens and this model is served with a context of {context}, answer "
                 "included; shorten the prompt, or raise models.context if the model and the memory allow it",
                 param="messages",
             )
-        tokens = tokens[-max(1, context // 2) :]
+        tokens = tokens[-(context // 2) :]
     room = context - len(tokens)
     return tokens, room if max_tokens is None else min(max_tokens, room)
+
+
+def _shown(value: float) -> str:
+    # JSON has integers of any length, and Python refuses to write the longest ones.
+    return f"{value:g}" if not isinstance(value, int) or abs(value) < 10**300 else "beyond all bounds"

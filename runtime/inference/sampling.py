@@ -11,6 +11,9 @@ from mlx_lm.sample_utils import make_logits_processors, make_sampler
 
 from runtime.spi import Sampling
 
+COLDEST = 1e-5
+"""Below this temperature the likeliest token is taken: dividing by less overflows, and would choose the same."""
+
 
 class TokenSampler:
     """Samples one sequence. It runs on the compute thread and everything it returns is lazy."""
@@ -18,18 +21,25 @@ class TokenSampler:
     def __init__(
         self, sampling: Sampling, seed: int, prompt: tuple[int, ...], vocabulary: int, logprobs: int | None
     ) -> None:
-        """``prompt`` is what the penalties look back on; ``seed`` is used where the sampling states none."""
+        """``prompt`` is what the penalties look back on; ``seed`` is used where the sampling states none.
+
+        ``vocabulary`` is the width of the logits, which may be more than the tokens that the tokenizer knows.
+        """
         self._seed = seed if sampling.seed is None else sampling.seed
         self._logprobs = logprobs
         self._window = sampling.penalty_context
+        # mlx-lm takes a top_p of 0 for "off"; what is asked is the smallest nucleus there is.
+        self._greedy = sampling.temperature < COLDEST or sampling.top_p == 0
         self._sample = make_sampler(
-            temp=sampling.temperature,
+            temp=0.0 if self._greedy else sampling.temperature,
             top_p=sampling.top_p,
             min_p=sampling.min_p,
             # mlx-lm refuses a top_k that keeps everything.
             top_k=sampling.top_k if sampling.top_k < vocabulary else 0,
         )
-        penalised = self._window > 0
+        penalised = self._window > 0 and (
+            sampling.repetition_penalty != 1 or sampling.presence_penalty != 0 or sampling.frequency_penalty != 0
+        )
         self._processors = make_logits_processors(
             logit_bias={token: bias for token, bias in sampling.logit_bias.items() if token < vocabulary} or None,
             repetition_penalty=sampling.repetition_penalty if penalised and sampling.repetition_penalty != 1 else None,
@@ -39,8 +49,8 @@ class TokenSampler:
             frequency_penalty=sampling.frequency_penalty if penalised else None,
             frequency_context_size=self._window,
         )
-        self._greedy = sampling.temperature == 0
-        self._history = mx.array(prompt[-max(self._window, 1) :], dtype=mx.int32)
+        # Kept for penalties alone: without them nothing evaluates it, and its graph would grow with every token.
+        self._history = mx.array(prompt[-self._window :], dtype=mx.int32) if penalised else None
 
     def __call__(self, logits: mx.array, position: int) -> tuple[mx.array, mx.array | None, mx.array | None]:
         """Choose the token after ``position`` tokens.
@@ -59,8 +69,8 @@ class TokenSampler:
         if not self._greedy:
             mx.random.seed(_key(self._seed, position))
         token: mx.array = self._sample(scores)
-        if self._processors:
-            self._history = mx.concatenate([self._history, token.astype(mx.int32)])[-max(self._window, 1) :]
+        if self._history is not None:
+            self._history = mx.concatenate([self._history, token.astype(mx.int32)])[-self._window :]
         if self._logprobs is None:
             return token, None, None
         chosen = mx.take_along_axis(scores, token[:, None], axis=-1)[0].astype(mx.float32)

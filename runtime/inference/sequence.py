@@ -20,10 +20,9 @@ STEPS_BETWEEN_CLEARS = 256
 class StageSequence:
     """State of a sequence. Arrays are made on first use, because only the compute thread may make them."""
 
-    def __init__(self, shard: Shard, opened: OpenSequence, vocabulary: int) -> None:
+    def __init__(self, shard: Shard, opened: OpenSequence) -> None:
         self._shard = shard
         self._opened = opened
-        self._vocabulary = vocabulary
         self._cache: list[Any] | None = None
         self._sampler: TokenSampler | None = None
         self._last: mx.array | None = None
@@ -91,7 +90,9 @@ class StageSequence:
         assert self._cache is not None  # noqa: S101 - step() made it
         if self._sampler is None:
             opened = self._opened
-            self._sampler = TokenSampler(opened.sampling, opened.seed, opened.prompt, self._vocabulary, opened.logprobs)
+            self._sampler = TokenSampler(
+                opened.sampling, opened.seed, opened.prompt, int(logits.shape[-1]), opened.logprobs
+            )
         token, logprob, top = self._sampler(logits[:, -1, :], self._position)
         self._last = token
         wanted = [array for array in (token, logprob, top) if array is not None]

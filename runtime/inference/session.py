@@ -12,7 +12,7 @@ import math
 import msgspec
 
 from runtime.actors import Actor, ActorRef, Down, Message
-from runtime.errors import ActorStopped, RuntimeFault, fault_named
+from runtime.errors import ActorStopped, ProtocolError, RuntimeFault, fault_named
 from runtime.inference.prompt import Tokenizer
 from runtime.inference.protocol import Cancel, SequenceFailed, Submit, Submitted, Token
 from runtime.inference.text import TextStream
@@ -41,8 +41,11 @@ Outcome = Delta | Finished | RuntimeFault
 class Session(Actor):
     """Generates for one request and puts what happens into ``outbox``.
 
-    The outbox has no bound of its own: the context bounds how much one generation can put into it.
+    The outbox has no bound of its own: the context bounds how much one generation can put into it. Whatever becomes
+    of the session, the last thing in it is an end.
     """
+
+    capacity = 8192
 
     def __init__(self, start: SessionStart, tokenizer: Tokenizer, outbox: asyncio.Queue[Outcome]) -> None:
         self._start = start
@@ -96,11 +99,18 @@ class Session(Actor):
         return None
 
     async def stopped(self) -> None:
-        """Tell the driver to stop, if it is still generating for this session."""
+        """Tell the driver to stop, if it is still generating for this session, and the reader that this is the end."""
         if not self._ended:
             self._cancel()
+            self._end(ActorStopped("the generation was stopped by the node; send the request again"))
 
     def _on_token(self, token: Token) -> None:
+        if token.index != len(self._tokens):
+            self._cancel()
+            self._end(
+                ProtocolError(f"token {len(self._tokens)} was lost on its way from the driver; send the request again")
+            )
+            return
         if self._first is None:
             self._first = self.context.now()
         self._tokens.append(token.token)

@@ -10,8 +10,10 @@ from loguru import logger
 
 from runtime.actors import Actor, ActorRef, Down, Message, ReplyTo, Request, Restart
 from runtime.errors import ActorStopped, ModelError, RuntimeFault
+from runtime.inference.accelerator import prepare
 from runtime.inference.catalogue import Catalogue
 from runtime.inference.compute import Collect, ComputeThread
+from runtime.inference.failure import as_fault
 from runtime.inference.progress import ProgressBoard
 from runtime.inference.protocol import (
     CloseSequence,
@@ -72,22 +74,26 @@ class StageHost(Actor):
     async def _open(self, order: OpenStage, reply: ReplyTo) -> None:
         stage: ActorRef | None = None
         try:
-            checkpoint = await self._catalogue.fetch(order.model, self._reporter(order))
-            if checkpoint.digest != order.digest:
-                raise ModelError(
-                    f"node {self.context.node} has other files for {order.model} than {order.driver.node} "
-                    f"(digest {checkpoint.digest[:12]} and not {order.digest[:12]}); give both the same model"
-                )
+            checkpoint = await self._same_checkpoint(order)
             stage = self.context.spawn(
                 lambda: Stage(order, checkpoint, self._families, self._compute, self._reporter(order), self._telemetry),
                 f"{next(self._names)}",
                 Restart.TEMPORARY,
             )
             reply.answer(await self.context.ask(stage, _Load(), LOAD_SECONDS))
-        except RuntimeFault as fault:
+        except Exception as error:  # noqa: BLE001 - a failure here must not take down the node's other stages
             if stage is not None:
                 self.context.stop(stage)
-            reply.fail(fault)
+            reply.fail(as_fault(error, f"opening {order.model} on {self.context.node}"))
+
+    async def _same_checkpoint(self, order: OpenStage) -> Checkpoint:
+        checkpoint = await self._catalogue.fetch(order.model, self._reporter(order))
+        if checkpoint.digest != order.digest:
+            raise ModelError(
+                f"node {self.context.node} has other files for {order.model} than {order.driver.node} "
+                f"(digest {checkpoint.digest[:12]} and not {order.digest[:12]}); give both the same model"
+            )
+        return checkpoint
 
     def _reporter(self, order: OpenStage) -> Progress:
         return self._board.throttled(lambda progress: self._report(order, progress))
@@ -110,6 +116,8 @@ class Stage(Actor):
     way at once is the driver's decision.
     """
 
+    capacity = 8192
+
     def __init__(
         self,
         order: OpenStage,
@@ -128,6 +136,10 @@ class Stage(Actor):
         self._shard: Shard | None = None
         self._next: ActorRef | None = None
         self._sequences: dict[int, StageSequence] = {}
+        self._began = False
+        """Whether loading began, so that there is memory to give back."""
+        self._abandoned = False
+        """Whether a load that is still running should end; the compute thread reads it."""
 
     async def started(self) -> None:
         """Watch the driver: without it nobody will ever close this stage."""
@@ -146,54 +158,66 @@ class Stage(Actor):
                 self._next = next
                 return Done()
             case _Load():
-                return await self._load()
+                # Beside the mailbox, so that the loss of the driver is seen, and ends a load that may take long.
+                self.context.start_task(self._load(self.context.reply_later()), "load")
             case Down():
                 self.context.stop_self()
         return None
 
     async def stopped(self) -> None:
-        """Free the slice."""
+        """Free the slice, or what there is of it."""
         self._sequences.clear()
-        if self._shard is None:
+        if not self._began:
             return
-        self._shard = None
+        loaded = self._shard is not None
+        self._abandoned, self._shard = True, None
         await self._compute.run(reclaim)
+        if not loaded:
+            logger.info("gave up loading layers {} of {}", self._order.span, self._order.model)
+            return
         for sink in self._telemetry:
             sink.emit(ModelUnloaded(self._order.model, len(self._order.span)))
         logger.info("unloaded layers {} of {}", self._order.span, self._order.model)
 
-    async def _load(self) -> StageOpened:
+    async def _load(self, reply: ReplyTo) -> None:
         order = self._order
         start = self.context.now()
-
-        def work() -> tuple[Shard, int]:
-            # Whatever imports MLX is imported on the compute thread: see runtime.inference.accelerator.
-            from runtime.inference import sequence  # noqa: F401 - for _open_sequence, which runs on the event loop
-            from runtime.inference.loading import load_shard
-
-            shard = load_shard(
-                self._families,
-                self._checkpoint,
-                order.span,
-                order.options,
-                lambda done, total: self._progress(Download(order.model, "loading", done, total)),
-            )
-            return shard, shard.nbytes
-
-        self._shard, size = await self._compute.run(work)
+        self._began = True
+        try:
+            self._shard, size = await self._compute.run(self._make_shard)
+        except Exception as error:  # noqa: BLE001 - a plugin's failure is the asker's to hear, with its reason
+            reply.fail(as_fault(error, f"loading layers {order.span} of {order.model} on {self.context.node}"))
+            self.context.stop_self()
+            return
         seconds = self.context.now() - start
         for sink in self._telemetry:
             sink.emit(ModelLoaded(order.model, len(order.span), size, seconds))
         logger.info("loaded layers {} of {}: {:.0f} MB in {:.1f} s", order.span, order.model, size / 1e6, seconds)
-        return StageOpened(self.context.self_ref, size, seconds)
+        reply.answer(StageOpened(self.context.self_ref, size, seconds))
+
+    def _make_shard(self) -> tuple[Shard, int]:
+        """Load the slice, and count its bytes. Runs on the compute thread."""
+        # Whatever imports MLX is imported here: see runtime.inference.accelerator.
+        prepare()
+        from runtime.inference import sequence  # noqa: F401 - for _open_sequence, which runs on the event loop
+        from runtime.inference.loading import load_shard
+
+        order = self._order
+
+        def report(done: int, total: int) -> None:
+            if self._abandoned:
+                raise ActorStopped(f"{self.context.self_ref} was stopped while it was loading")
+            self._progress(Download(order.model, "loading", done, total))
+
+        shard = load_shard(self._families, self._checkpoint, order.span, order.options, report)
+        return shard, shard.nbytes
 
     def _open_sequence(self, message: OpenSequence) -> Done:
         from runtime.inference.sequence import StageSequence
 
         if self._shard is None:
             raise ModelError(f"{self.context.self_ref} has no model loaded")
-        vocabulary = int(self._checkpoint.text_config.get("vocab_size", 0))
-        self._sequences[message.sequence] = StageSequence(self._shard, message, vocabulary)
+        self._sequences[message.sequence] = StageSequence(self._shard, message)
         return Done()
 
     def _start(self, step: Step | Hidden) -> None:

@@ -29,7 +29,8 @@ class Piece(msgspec.Struct, frozen=True):
 class StopFilter:
     """Lets text through up to the first stop text, however the text is cut into pieces.
 
-    Text that may be the beginning of a stop text is held back until that is decided.
+    The first is the one that is complete first, which needs no text after it to be known. Text that may be the
+    beginning of a stop text is held back until that is decided.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -43,8 +44,8 @@ class StopFilter:
             return Piece(self._take(len(self._held)))
         met = [(self._held.find(stop), stop) for stop in self._stops if stop in self._held]
         if met:
-            # The earliest wins; of those at one place the longest, which says most about where the text was going.
-            position, stop = min(met, key=lambda entry: (entry[0], -len(entry[1])))
+            # Of those that end at one place the longest, so that nothing of it gets out.
+            position, stop = min(met, key=lambda entry: (entry[0] + len(entry[1]), entry[0]))
             return Piece(self._take(position), stop)
         return Piece(self._take(len(self._held) - self._undecided()))
 
