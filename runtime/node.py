@@ -35,7 +35,7 @@ from runtime.inference.stage import STAGES, StageHost
 from runtime.spi import Frontend, ModelFamily, ModelSource, NodeMemory, PeerChanged, Telemetry
 from runtime.spi.hookspecs import PluginContext
 from runtime.spi.loader import PluginRecord, Plugins, Role
-from runtime.wire import Network
+from runtime.wire import DialStatus, Network
 
 DRAIN_SECONDS = 10.0
 """How long a stopping node lets its actors finish."""
@@ -178,8 +178,16 @@ class Node:
         )
 
     def nodes(self) -> list[NodeEntry]:
-        """List the nodes known, this one first."""
-        return [_entry(info) for info in self.membership.members()]
+        """List the nodes known, this one first, and the addresses that are dialled in vain last."""
+        members = self.membership.members()
+        known = {info.address for info in members} | {info.name for info in members}
+        # Where a known node is, or was before it moved, says nothing new; a refusal does, whoever it comes from.
+        unreached = (
+            status
+            for status in self.membership.unreached()
+            if status.lasting or not known & {status.address, status.node}
+        )
+        return [*map(_entry, members), *map(_unreached_entry, unreached)]
 
     def plugins(self) -> tuple[PluginRecord, ...]:
         """List the plugins found, with their state."""
@@ -286,6 +294,21 @@ def _entry(info: NodeInfo) -> NodeEntry:
         rtt=info.rtt,
         last_seen=None if info.local else info.last_seen,
         reason=info.reason,
+    )
+
+
+def _unreached_entry(status: DialStatus) -> NodeEntry:
+    return NodeEntry(
+        name=status.node or "",
+        state="unreached",
+        address=status.address,
+        backend="unknown",
+        memory_total=0,
+        memory_available=0,
+        version="unknown",
+        rtt=None,
+        last_seen=None,
+        reason=status.reason,
     )
 
 

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -130,26 +130,24 @@ class Reference:
 
 
 @pytest.fixture(scope="session")
-def mlx_lm(node: NodeProcess, nodes_folder: Path) -> Callable[..., list[Reference]]:
-    """Return a function that has mlx-lm answer jobs (see ``mlx_lm_reference.py``) with the embedded model.
-
-    It loads the very weights that the nodes load: the converted folder.
-    """
+def converted(node: NodeProcess, nodes_folder: Path) -> Path:
+    """Return the folder that the embedded model was converted into: the weights that the nodes load."""
     node.load(MODEL)
     (folder,) = (path for path in (nodes_folder / "data" / "gguf").iterdir() if path.is_dir())
+    return folder
+
+
+def ask_mlx_lm(folder: Path, *jobs: dict[str, Any]) -> list[Reference]:
+    """Have mlx-lm answer jobs, see ``mlx_lm_reference.py``, in a process of its own."""
     script = Path(__file__).with_name("mlx_lm_reference.py")
-
-    def answer(*jobs: dict[str, Any]) -> list[Reference]:
-        done = subprocess.run(
-            [sys.executable, str(script), str(folder)],
-            input=json.dumps(jobs),
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-            env=environment(ONE_THREAD),
-        )
-        assert done.returncode == 0, done.stderr
-        return [Reference(**each) for each in json.loads(done.stdout)]
-
-    return answer
+    done = subprocess.run(
+        [sys.executable, str(script), str(folder)],
+        input=json.dumps(jobs),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env=environment(ONE_THREAD),
+    )
+    assert done.returncode == 0, done.stderr
+    return [Reference(**each) for each in json.loads(done.stdout)]

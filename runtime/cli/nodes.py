@@ -19,7 +19,7 @@ def nodes(url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: Json = False)
         ("NODE", "STATE", "ADDRESS", "BACKEND", "AVAILABLE", "MEMORY", "VERSION", "ROUND TRIP", "LAST SEEN", "REASON"),
         (
             (
-                each["name"],
+                each["name"] or None,
                 each["state"],
                 each["address"],
                 each["backend"],

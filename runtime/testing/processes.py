@@ -124,8 +124,8 @@ class NodeProcess:
         self.post("/runtime/v1/unload", {"model": model}).raise_for_status()
 
     def sees(self) -> dict[str, str]:
-        """The state of every node that it knows."""
-        return {node["name"]: node["state"] for node in self.get("nodes")["nodes"]}
+        """The state of every node that it is or was linked to, and its own."""
+        return {node["name"]: node["state"] for node in self.get("nodes")["nodes"] if node["state"] != "unreached"}
 
     def layers(self, model: str) -> dict[str, tuple[int, int]]:
         """First and last layer of a model by the node that holds them; empty if it is not served."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import openai
 import pytest
 from openai.types import Completion
 from openai.types.chat import ChatCompletion
 
-from tests.conftest import MODEL, Reference
+from tests.conftest import MODEL, Reference, ask_mlx_lm
 
 pytestmark = pytest.mark.slow
 
@@ -46,9 +47,10 @@ def text(completion: ChatCompletion) -> str:
 
 
 @pytest.fixture(scope="module")
-def references(mlx_lm: Callable[..., list[Reference]]) -> tuple[Reference, Reference]:
+def references(converted: Path) -> tuple[Reference, Reference]:
     """What mlx-lm says to the two chats, the second one cut at 16 tokens."""
-    capital, story = mlx_lm(
+    capital, story = ask_mlx_lm(
+        converted,
         {"messages": [{"role": "user", "content": CAPITAL}], "max_tokens": 32},
         {"messages": [{"role": "user", "content": STORY}], "max_tokens": 16},
     )
