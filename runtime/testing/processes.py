@@ -82,7 +82,7 @@ class NodeProcess:
         self.process = process
         self._out = out
         self._log = log
-        self._http = httpx.Client(trust_env=False, timeout=60)
+        self.http = httpx.Client(trust_env=False, timeout=60)
 
     @property
     def output(self) -> str:
@@ -101,12 +101,12 @@ class NodeProcess:
 
     def get(self, path: str) -> Any:
         """Return the JSON at ``/runtime/v1/<path>``."""
-        return self._http.get(f"{self.url}/runtime/v1/{path}").raise_for_status().json()
+        return self.http.get(f"{self.url}/runtime/v1/{path}").raise_for_status().json()
 
     def post(self, path: str, body: dict[str, Any] | bytes) -> httpx.Response:
         """Send a body (bytes as they are) to a path of any API, and return the response, whatever it is."""
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        return self._http.post(self.url + path, content=content, headers={"Content-Type": "application/json"})
+        return self.http.post(self.url + path, content=content, headers={"Content-Type": "application/json"})
 
     def load(self, model: str) -> None:
         """Have a model loaded.
@@ -173,7 +173,7 @@ class NodeProcess:
             if self.process.poll() is None and (code := self.terminate()) != 0:
                 raise NodeFailed(f"node {self.name} stopped with exit code {code}; its log:\n{self.log}")
         finally:
-            self._http.close()
+            self.http.close()
 
     def _answers(self) -> bool:
         code = self.process.poll()
