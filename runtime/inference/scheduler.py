@@ -47,7 +47,8 @@ class Scheduler:
     """
 
     def __init__(self, *, stages: int, limit: int, waiting: int, chunk: int) -> None:
-        self._prefill_window = stages + 1
+        self._window = stages + 1
+        """Steps of one sequence in flight."""
         self._lookahead = 1 if stages == 1 else 0
         self._limit = limit
         self._capacity = limit + waiting
@@ -89,11 +90,11 @@ class Scheduler:
             return []
         steps: list[Step] = []
         last = len(state.prompt) - 1
-        while state.issued < last and state.in_flight < self._prefill_window:
+        while state.issued < last and state.in_flight < self._window:
             tokens = state.prompt[state.issued : min(state.issued + self._chunk, last)]
             steps.append(self._issue(state, Step(sequence, state.issued, tokens, sample=False)))
             state.issued += len(tokens)
-        if state.issued == last and state.in_flight < self._prefill_window:
+        if state.issued == last and state.in_flight < self._window:
             steps.append(self._issue(state, Step(sequence, last, state.prompt[last:], sample=True)))
             state.issued += 1
             state.samples += 1
@@ -102,6 +103,7 @@ class Scheduler:
             and state.issued > last
             and state.samples < state.max_tokens
             and state.samples - state.tokens <= self._lookahead
+            and state.in_flight < self._window
         ):
             steps.append(self._issue(state, Step(sequence, last + state.samples, None, sample=True)))
             state.samples += 1

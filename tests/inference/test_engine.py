@@ -1,0 +1,589 @@
+"""One node, or two on loopback, serve tiny models; and nothing is left of what fails or is given up."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from runtime.actors import ActorRef
+from runtime.errors import (
+    ActorStopped,
+    CheckpointCorrupt,
+    ContextExceeded,
+    InvalidRequest,
+    ModelError,
+    ModelNotFound,
+    Overloaded,
+    PlacementRefused,
+    RuntimeFault,
+)
+from runtime.inference.driver import DriverLimits
+from runtime.inference.protocol import Cancel, Submit, Submitted
+from runtime.inference.session import Session
+from runtime.spi import (
+    Checkpoint,
+    Delta,
+    Finished,
+    FinishReason,
+    LayerSpan,
+    LoadOptions,
+    ModelLoaded,
+    ModelUnloaded,
+    PlacementPolicy,
+    PlacementRequest,
+    Plan,
+    RequestFinished,
+    StagePlan,
+    Text,
+)
+from runtime.spi.source import Download
+from runtime.testing.models import tiny_llama
+from runtime_dense.family import DenseFamily
+from tests.inference.serving import (
+    GREEDY,
+    PROMPT,
+    begun,
+    events,
+    reference,
+    request,
+    serving,
+    tokens,
+)
+from tests.wire.loopback import Observer, eventually
+
+LONG = 400
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_llama(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_llama(tmp_path_factory.mktemp("models") / "other", seed=7, sliding=8, layers=6)
+
+
+# -- the same text ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("names", [("a",), ("a", "b"), ("a", "b", "c")], ids=len)
+@pytest.mark.parametrize("kind", ["tiny", "other"])
+async def test_tokens_equal_those_of_mlx_lm(names: tuple[str, ...], kind: str, tiny: Path, other: Path) -> None:
+    folder = {"tiny": tiny, "other": other}[kind]
+    expected = reference(folder, PROMPT, 48)
+    async with serving(*names, folders={kind: folder}) as nodes:
+        for node in nodes:
+            assert await tokens(node, request(kind, max_tokens=48)) == expected
+        assert sum(len(node.stages()) for node in nodes) == len(names)
+        await eventually(lambda: not any(node.sequences() for node in nodes))
+
+
+async def test_several_at_once_do_not_disturb_each_other(tiny: Path) -> None:
+    prompts = [tuple(range(start, start + length)) for start, length in ((3, 1), (9, 2), (30, 16), (7, 33), (50, 90))]
+    expected = [reference(tiny, prompt, 20) for prompt in prompts]
+    async with serving("a", "b", folders={"tiny": tiny}) as (a, b):
+        work = [tokens(node, request(prompt=prompt, max_tokens=20)) for prompt, node in zip(prompts, (a, b) * 3)]
+        assert await asyncio.gather(*work) == expected
+
+
+@pytest.mark.parametrize("names", [("a",), ("a", "b")], ids=len)
+async def test_one_token_can_be_asked_of_a_prompt_of_one_token(names: tuple[str, ...], tiny: Path) -> None:
+    async with serving(*names, folders={"tiny": tiny}) as nodes:
+        heard = await events(nodes[0], request(prompt=(9,), max_tokens=1))
+        finished = heard[-1]
+        assert isinstance(finished, Finished)
+        assert (finished.reason, finished.usage.completion_tokens) == (FinishReason.LENGTH, 1)
+        assert [t.token.id for e in heard if isinstance(e, Delta) for t in e.tokens] == reference(tiny, (9,), 1)
+
+
+@pytest.mark.parametrize("names", [("a",), ("a", "b")], ids=len)
+async def test_the_context_can_be_filled_to_its_last_token(names: tuple[str, ...], tiny: Path) -> None:
+    async with serving(*names, folders={"tiny": tiny}, context=64) as nodes:
+        assert await tokens(nodes[0], request(max_tokens=None)) == reference(tiny, PROMPT, 64 - len(PROMPT))
+        with pytest.raises(ContextExceeded, match="64"):
+            await events(nodes[0], request(prompt=tuple(range(3, 67))))
+        assert len(await tokens(nodes[0], request(prompt=tuple(range(3, 67)), max_tokens=None, truncate=True))) == 32
+
+
+async def test_the_end_of_text_ends_it_and_is_not_in_the_text(tiny: Path) -> None:
+    prompt = next(p for start in range(3, 300) if 2 in reference(tiny, p := tuple(range(start, start + 4)), 60))
+    async with serving("a", folders={"tiny": tiny}) as (a,):
+        heard = await events(a, request(prompt=prompt, max_tokens=60, ignore_eos=False, logprobs=None))
+        finished = heard[-1]
+        assert isinstance(finished, Finished)
+        assert finished.reason is FinishReason.STOP
+        assert finished.usage.completion_tokens == reference(tiny, prompt, 60).index(2) + 1
+        assert "<|im_end|>" not in "".join(event.text for event in heard if isinstance(event, Delta))
+        await eventually(lambda: a.sequences() == 0)
+
+
+async def test_a_stop_text_ends_it_everywhere(tiny: Path) -> None:
+    async with serving("a", "b", folders={"tiny": tiny}) as (a, b):
+        whole = "".join(e.text for e in await events(b, request(max_tokens=40)) if isinstance(e, Delta))
+        stop = whole[20:23]
+        heard = await events(b, request(max_tokens=LONG, stop=(stop,)))
+        finished = heard[-1]
+        assert isinstance(finished, Finished)
+        assert (finished.reason, finished.stop) == (FinishReason.STOP, stop)
+        assert "".join(e.text for e in heard if isinstance(e, Delta)) == whole[: whole.index(stop)]
+        await eventually(lambda: a.sequences() + b.sequences() == 0)
+
+
+async def test_log_probabilities_of_alternatives_come_with_each_token(tiny: Path) -> None:
+    async with serving("a", folders={"tiny": tiny}) as (a,):
+        for event in await events(a, request(logprobs=3)):
+            if isinstance(event, Delta):
+                for scored in event.tokens:
+                    assert len(scored.top) == 3
+                    assert scored.top[0] == (scored.token, scored.logprob)
+
+
+# -- giving up ------------------------------------------------------------------------------------------------------
+
+
+async def test_closing_a_generation_early_frees_everything(tiny: Path) -> None:
+    async with serving("a", "b", folders={"tiny": tiny}) as (a, b):
+        async with begun(b, request(max_tokens=LONG)):
+            assert a.sequences() > 0
+        await eventually(lambda: a.sequences() + b.sequences() == 0)
+        assert isinstance(b.telemetry.events[-1], RequestFinished)
+        assert b.telemetry.events[-1].reason == "cancelled"
+        assert len(await tokens(b, request())) == 16
+
+
+@pytest.mark.parametrize("turns", range(12))
+async def test_closing_a_generation_at_any_early_moment_frees_everything(turns: int, tiny: Path) -> None:
+    async with serving("a", folders={"tiny": tiny}) as (a,):
+        await a.engine.load("tiny")
+        stream = a.engine.generate(request(max_tokens=LONG))
+        await anext(stream)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await stream.aclose()
+        await eventually(lambda: a.sequences() == 0)
+        # Whatever the stage was told late is in its mailbox before this.
+        assert len(await tokens(a, request())) == 16
+        await eventually(lambda: a.sequences() == 0)
+
+
+async def test_a_sequence_that_is_cancelled_before_it_is_opened_leaves_nothing_on_the_stage(tiny: Path) -> None:
+    async with serving("a", folders={"tiny": tiny}) as (a,):
+        await a.engine.load("tiny")
+        (entry,) = a.registry.entries()
+        session = a.system.spawn(lambda: Observer(entry.driver, []), "session")
+        submit = Submit(session, PROMPT, GREEDY, seed=0, max_tokens=9, logprobs=None, eos=())
+        submitting = asyncio.create_task(a.system.ask(entry.driver, submit, 10))
+        await asyncio.sleep(0)
+        # Both are in the driver's mailbox now, and it takes them without a turn of the loop in between.
+        a.system.tell(entry.driver, Cancel(1))
+        assert await submitting == Submitted(1)
+        assert len(await tokens(a, request())) == 16
+        await eventually(lambda: a.sequences() == 0)
+
+
+async def test_a_sequence_that_waits_can_be_given_up(tiny: Path) -> None:
+    limits = DriverLimits(sequences=1, waiting=2, prefill_chunk=16, keep_alive=-1)
+    async with serving("a", folders={"tiny": tiny}, limits=limits) as (a,):
+        async with begun(a, request(max_tokens=LONG)):
+            waiting = a.engine.generate(request())
+            await anext(waiting)
+            await eventually(lambda: sum(len(driver._sessions) for driver in a.drivers()) == 2)
+            await waiting.aclose()
+            await eventually(lambda: sum(len(driver._sessions) for driver in a.drivers()) == 1)
+        await eventually(lambda: a.sequences() == 0)
+
+
+async def test_one_generation_too_many_is_refused_and_the_others_go_on(tiny: Path) -> None:
+    limits = DriverLimits(sequences=1, waiting=1, prefill_chunk=16, keep_alive=-1)
+    async with serving("a", folders={"tiny": tiny}, limits=limits) as (a,):
+        async with begun(a, request(max_tokens=LONG)) as running:
+            second = asyncio.create_task(tokens(a, request()))
+            await eventually(lambda: sum(len(driver._sessions) for driver in a.drivers()) == 2)
+            with pytest.raises(Overloaded, match="try again"):
+                await events(a, request())
+            await running.aclose()
+            assert len(await second) == 16
+
+
+async def test_a_session_that_breaks_ends_its_generation_with_a_fault(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: Session, token: object) -> None:
+        raise KeyError("no such token")
+
+    async with serving("a", folders={"tiny": tiny}) as (a,):
+        with monkeypatch.context() as patch:
+            patch.setattr(Session, "_on_token", broken)
+            async with asyncio.timeout(10):
+                with pytest.raises(ActorStopped):
+                    await events(a, request())
+        await eventually(lambda: a.sequences() == 0)
+        assert len(await tokens(a, request())) == 16
+
+
+async def test_stopping_the_node_ends_generations_with_a_fault(tiny: Path) -> None:
+    async with serving("a", folders={"tiny": tiny}) as (a,), begun(a, request(max_tokens=LONG)) as stream:
+        stopping = asyncio.create_task(a.system.shut_down(2.0))
+        async with asyncio.timeout(10):
+            with pytest.raises(RuntimeFault):
+                async for _ in stream:
+                    pass
+        await stopping
+
+
+# -- loading and letting go -------------------------------------------------------------------------------------------
+
+
+async def test_unloading_waits_for_what_runs_and_refuses_what_comes(tiny: Path) -> None:
+    async with serving("a", folders={"tiny": tiny}) as (a,):
+        async with begun(a, request(max_tokens=LONG)) as stream:
+            unloading = asyncio.create_task(a.engine.unload("tiny"))
+            await eventually(lambda: a.drivers()[0]._unloading)
+            rest = [event async for event in stream]
+            assert isinstance(rest[-1], Finished)
+            assert rest[-1].usage.completion_tokens == LONG
+        await unloading
+        await eventually(lambda: not a.stages() and not len(a.ledger.reservations))
+        assert await a.engine.loaded() == []
+        await a.engine.unload("tiny")
+        assert [type(event) for event in a.telemetry.events if not isinstance(event, RequestFinished)] == [
+            ModelLoaded,
+            ModelUnloaded,
+        ]
+
+
+async def test_a_model_that_is_wanted_while_it_is_unloaded_is_placed_anew(tiny: Path) -> None:
+    async with serving("a", folders={"tiny": tiny}) as (a,):
+        async with begun(a, request(max_tokens=LONG)):
+            unloading = asyncio.create_task(a.engine.unload("tiny"))
+            await eventually(lambda: a.drivers()[0]._unloading)
+            assert len(await tokens(a, request())) == 16
+        await unloading
+        await eventually(lambda: len(a.stages()) == 1)
+        assert len(await a.engine.loaded()) == 1
+        assert (await a.engine.loaded())[0].active == 0
+        assert len(await tokens(a, request())) == 16
+
+
+async def test_a_model_that_nobody_wants_is_unloaded(tiny: Path) -> None:
+    async with serving("a", folders={"tiny": tiny}) as (a,):
+        assert len(await tokens(a, request(keep_alive=0))) == 16
+        await eventually(lambda: not a.drivers() and not a.stages() and not len(a.ledger.reservations))
+        assert await a.engine.loaded() == []
+        assert len(await tokens(a, request(keep_alive=-1))) == 16
+
+
+async def test_a_generation_outlasts_its_keep_alive(tiny: Path) -> None:
+    async with serving("a", folders={"tiny": tiny}) as (a,):
+        assert len(await tokens(a, request(keep_alive=0, max_tokens=LONG))) == LONG
+
+
+async def test_many_who_want_a_model_load_it_once(tiny: Path) -> None:
+    async with serving("a", folders={"tiny": tiny}) as (a,):
+        await asyncio.gather(*(a.engine.load("tiny") for _ in range(5)))
+        assert len(a.drivers()) == 1
+        assert sum(isinstance(event, ModelLoaded) for event in a.telemetry.events) == 1
+
+
+async def test_nodes_that_want_a_model_at_once_agree_on_one_driver(tiny: Path) -> None:
+    async with serving("a", "b", "c", folders={"tiny": tiny}) as nodes:
+        await asyncio.gather(*(node.engine.load("tiny") for node in nodes for _ in range(2)))
+        assert sum(len(node.drivers()) for node in nodes) == 1
+        assert sum(len(node.stages()) for node in nodes) == 3
+
+
+class SlowFamily(DenseFamily):
+    """Stays in the middle of a load until it is let go."""
+
+    def __init__(self) -> None:
+        self.reached = threading.Event()
+        self.go_on = threading.Event()
+        self.finished = 0
+
+    def load(
+        self,
+        model: Any,
+        checkpoint: Checkpoint,
+        span: LayerSpan,
+        options: LoadOptions,
+        progress: Callable[[int, int], None],
+    ) -> None:
+        self.reached.set()
+        assert self.go_on.wait(10)
+        super().load(model, checkpoint, span, options, progress)
+        self.finished += 1
+
+
+async def test_a_load_goes_on_for_others_when_one_who_waits_goes_away(tiny: Path) -> None:
+    family = SlowFamily()
+    async with serving("a", folders={"tiny": tiny}, family=family) as (a,):
+        first, second = (asyncio.create_task(tokens(a, request())) for _ in range(2))
+        await eventually(family.reached.is_set)
+        first.cancel()
+        family.go_on.set()
+        assert len(await second) == 16
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        await eventually(lambda: a.sequences() == 0)
+
+
+async def test_a_stage_gives_up_loading_when_its_driver_is_gone(tiny: Path) -> None:
+    family = SlowFamily()
+    async with serving("a", folders={"tiny": tiny}, family=family) as (a,):
+        loading = asyncio.create_task(a.engine.load("tiny"))
+        await eventually(family.reached.is_set)
+        a.system.stop(ActorRef("a", "/models/1"))
+        with pytest.raises(ActorStopped):
+            await loading
+        await eventually(lambda: not len(a.ledger.reservations))
+        family.go_on.set()
+        await eventually(lambda: not a.stages())
+        assert family.finished == 0
+        assert len(await tokens(a, request())) == 16
+
+
+async def test_loading_tells_its_progress_on_the_event_loop(tiny: Path) -> None:
+    heard: list[tuple[str, int | None]] = []
+    async with serving("a", folders={"tiny": tiny}) as (a,):
+        loop_thread = threading.get_ident()
+
+        def watch(progress: Download) -> None:
+            assert threading.get_ident() == loop_thread
+            heard.append((progress.step, progress.total))
+
+        await a.engine.load("tiny", progress=watch)
+    assert ("loading", heard[-1][1]) in heard
+
+
+# -- refusals -------------------------------------------------------------------------------------------------------
+
+
+async def test_an_unknown_model_is_not_found_and_nothing_stays(tiny: Path) -> None:
+    async with serving("a", folders={"tiny": tiny}) as (a,):
+        with pytest.raises(ModelNotFound, match="did you mean tiny"):
+            await events(a, request("tini"))
+        await eventually(lambda: not a.drivers())
+
+
+async def test_senseless_settings_are_refused_before_anything_is_loaded(tiny: Path) -> None:
+    async with serving("a", folders={"tiny": tiny}) as (a,):
+        with pytest.raises(InvalidRequest, match="max_tokens"):
+            await events(a, request(max_tokens=0))
+        assert not a.drivers()
+
+
+async def test_a_model_that_does_not_fit_leaves_nothing_reserved(tiny: Path) -> None:
+    async with serving("a", "b", folders={"tiny": tiny}) as (a, b):
+        plenty, b.memory = b.memory, b.memory.__class__(total=1000, available=1000)
+        await eventually(lambda: (told := a.told("b")) is not None and told.available <= 1000)
+        with pytest.raises(PlacementRefused, match="does not fit"):
+            await a.engine.load("tiny")
+        await eventually(lambda: not a.drivers())
+        assert len(a.ledger.reservations) == len(b.ledger.reservations) == 0
+        b.memory = plenty
+        await eventually(lambda: (told := a.told("b")) is not None and told.available > 1000)
+        assert len(await tokens(a, request())) == 16
+
+
+async def test_a_ledger_that_refuses_leaves_nothing_reserved_elsewhere(tiny: Path) -> None:
+    async with serving("a", "b", folders={"tiny": tiny}) as (a, b):
+        plenty, b.memory = b.memory, b.memory.__class__(total=1000, available=1000)
+        # Before b tells of it.
+        with pytest.raises(PlacementRefused, match="can be granted"):
+            await a.engine.load("tiny")
+        await eventually(lambda: not len(a.ledger.reservations) and not len(b.ledger.reservations))
+        b.memory = plenty
+
+
+class Scripted(PlacementPolicy):
+    """Returns what it is told to."""
+
+    def __init__(self, plan: Callable[[PlacementRequest], Plan]) -> None:
+        self._plan = plan
+
+    def plan(self, request: PlacementRequest) -> Plan:
+        return self._plan(request)
+
+
+def _stages(*spans: tuple[int, int], node: str = "a") -> Plan:
+    return Plan(tuple(StagePlan(node, LayerSpan(start, stop, 4), 1000) for start, stop in spans), "so it is")
+
+
+@pytest.mark.parametrize("spans", [(), ((0, 2),), ((0, 2), (3, 4)), ((2, 4), (0, 2)), ((0, 3), (2, 4)), ((1, 4),)])
+async def test_a_plan_that_does_not_cover_every_layer_once_is_refused(
+    spans: tuple[tuple[int, int], ...], tiny: Path
+) -> None:
+    policy = Scripted(lambda request: _stages(*spans))
+    async with serving("a", folders={"tiny": tiny}, policy=policy) as (a,):
+        with pytest.raises(PlacementRefused, match="are not the 4 layers"):
+            await a.engine.load("tiny")
+        assert len(a.ledger.reservations) == 0
+
+
+async def test_a_plan_with_a_node_that_is_not_there_is_refused(tiny: Path) -> None:
+    policy = Scripted(lambda request: _stages((0, 4), node="nowhere"))
+    async with serving("a", folders={"tiny": tiny}, policy=policy) as (a,):
+        with pytest.raises(RuntimeFault, match="nowhere"):
+            await a.engine.load("tiny")
+
+
+async def test_a_policy_that_breaks_is_named_and_the_node_goes_on(tiny: Path) -> None:
+    broken = True
+
+    def plan(request: PlacementRequest) -> Plan:
+        return {}["no such key"] if broken else _stages((0, 2), (2, 4))
+
+    async with serving("a", folders={"tiny": tiny}, policy=Scripted(plan)) as (a,):
+        with pytest.raises(ModelError, match="placing tiny failed: KeyError"):
+            await a.engine.load("tiny")
+        broken = False
+        assert await tokens(a, request()) == reference(tiny, PROMPT, 16)
+
+
+class BrokenFamily(DenseFamily):
+    """Fails to load as often as it is told."""
+
+    def __init__(self, *errors: Exception) -> None:
+        self.errors = list(errors)
+
+    def load(self, *args: Any) -> None:
+        if self.errors:
+            raise self.errors.pop(0)
+        super().load(*args)
+
+
+@pytest.mark.parametrize("error", [CheckpointCorrupt("layers.3 is damaged"), KeyError("layers.3 is damaged")])
+async def test_a_load_that_fails_says_why_and_the_next_one_works(error: Exception, tiny: Path) -> None:
+    async with serving("a", folders={"tiny": tiny}, family=BrokenFamily(error)) as (a,):
+        with pytest.raises(ModelError, match=r"layers\.3 is damaged"):
+            await a.engine.load("tiny")
+        await eventually(lambda: not a.stages() and not len(a.ledger.reservations))
+        assert len(await tokens(a, request())) == 16
+
+
+async def test_a_source_that_breaks_does_not_take_down_what_is_served(
+    tiny: Path, other: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving("a", folders={"tiny": tiny, "other": other}) as (a,):
+        await a.engine.load("tiny")
+        served = a.stages()
+
+        def fetch(name: str, progress: object) -> Path:
+            raise OSError("the disk is gone")
+
+        monkeypatch.setattr(a.source, "fetch", fetch)
+        with pytest.raises(ModelError, match="the disk is gone"):
+            await a.engine.load("other")
+        assert a.stages() == served
+
+
+async def test_a_node_with_other_files_is_refused(tiny: Path, other: Path) -> None:
+    async with serving("a", "b", folders={"tiny": tiny}) as (a, b):
+        b.source.folders["tiny"] = other
+        with pytest.raises(ModelError, match="other files for tiny"):
+            await a.engine.load("tiny")
+        await eventually(lambda: not a.stages() and not b.stages())
+        assert len(a.ledger.reservations) == len(b.ledger.reservations) == 0
+
+
+# -- failures -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_step_that_fails_fails_its_sequence_only(tiny: Path) -> None:
+    async with serving("a", "b", folders={"tiny": tiny}) as (a, b):
+        await a.engine.load("tiny")
+        async with begun(a, request(max_tokens=LONG)) as good:
+            bad = a.engine.generate(request(max_tokens=LONG))
+            await anext(bad)
+            stage = b.stages()[0]
+            await eventually(lambda: len(stage._sequences) == 2)
+            victim = stage._sequences[max(stage._sequences)]
+            victim._position += 1
+            with pytest.raises(RuntimeFault, match="at position"):
+                async for _ in bad:
+                    pass
+            rest = [event async for event in good]
+            assert isinstance(rest[-1], Finished)
+            assert rest[-1].usage.completion_tokens == LONG
+        await eventually(lambda: a.sequences() + b.sequences() == 0)
+
+
+async def test_an_error_of_mlx_fails_the_sequence_and_not_the_stage(tiny: Path) -> None:
+    async with serving("a", folders={"tiny": tiny}) as (a,):
+        await a.engine.load("tiny")
+        stage = a.stages()[0]
+        shard: Any = stage._shard
+        forward = shard.forward
+        shard.forward = lambda inputs, cache: mx.zeros((2, 3)) @ mx.zeros((2, 3))
+        with pytest.raises(RuntimeFault, match="matmul"):
+            await events(a, request())
+        shard.forward = forward
+        assert await tokens(a, request()) == reference(tiny, PROMPT, 16)
+
+
+async def test_losing_a_stages_node_fails_sessions_and_frees_the_memory(tiny: Path) -> None:
+    async with serving("a", "b", folders={"tiny": tiny}) as (a, b):
+        async with begun(a, request(max_tokens=LONG)) as stream:
+            b.network.disconnect("a", "a test pulls the plug")
+            with pytest.raises(PlacementRefused, match=r"node b.*was lost"):
+                async for _ in stream:
+                    pass
+        await eventually(lambda: not a.stages() and not b.stages() and not a.drivers())
+        assert len(a.ledger.reservations) == len(b.ledger.reservations) == 0
+        assert await a.engine.loaded() == []
+        await eventually(lambda: len(a.membership.views()) == len(b.membership.views()) == 2)
+        assert len(await tokens(a, request())) == 16
+
+
+async def test_losing_the_sessions_node_frees_its_sequences(tiny: Path) -> None:
+    async with serving("a", "b", folders={"tiny": tiny}, policy=Scripted(lambda r: _stages((0, 4)))) as (a, b):
+        await a.engine.load("tiny")
+        async with begun(b, request(max_tokens=LONG)) as stream:
+            b.network.disconnect("a", "a test pulls the plug")
+            with pytest.raises(ActorStopped, match="driver was lost"):
+                async for _ in stream:
+                    pass
+        await eventually(lambda: a.sequences() + b.sequences() == 0)
+        assert len(a.stages()) == 1
+
+
+async def test_failing_all_sequences_starts_none_of_those_that_wait(tiny: Path) -> None:
+    limits = DriverLimits(sequences=1, waiting=3, prefill_chunk=16, keep_alive=-1)
+    async with serving("a", "b", folders={"tiny": tiny}, limits=limits) as (a, b):
+        async with begun(a, request(max_tokens=LONG)):
+            waiting = [asyncio.create_task(tokens(a, request())) for _ in range(3)]
+            await eventually(lambda: sum(len(driver._sessions) for driver in a.drivers()) == 4)
+            a.system.stop(ActorRef("a", "/models/1"))
+            heard = await asyncio.gather(*waiting, return_exceptions=True)
+            assert [type(each) for each in heard] == [ActorStopped] * 3
+        await eventually(lambda: a.sequences() + b.sequences() == 0)
+        assert await a.engine.loaded() == []
+
+
+# -- tokenizers -----------------------------------------------------------------------------------------------------
+
+
+async def test_a_tokenizer_that_cannot_be_loaded_is_tried_again(tmp_path: Path) -> None:
+    folder = tiny_llama(tmp_path / "model")
+    good = (folder / "tokenizer.json").read_bytes()
+    async with serving("a", folders={"tiny": folder}) as (a,):
+        (folder / "tokenizer.json").write_bytes(b"{")
+        with pytest.raises(ModelError, match="tokenizer"):
+            await events(a, request())
+        (folder / "tokenizer.json").write_bytes(good)
+        assert len(await tokens(a, request())) == 16
+
+
+async def test_many_prompts_are_tokenized_at_once(tiny: Path) -> None:
+    async with serving("a", folders={"tiny": tiny}, limits=DriverLimits(8, 32, 16, -1)) as (a,):
+        prompts = [Text(f"the quick brown fox number {number} " * 5) for number in range(16)]
+        orders = [request(max_tokens=2).__class__("tiny", prompt, sampling=GREEDY, max_tokens=2) for prompt in prompts]
+        heard = await asyncio.gather(*(events(a, order) for order in orders))
+        assert all(isinstance(each[-1], Finished) for each in heard)
