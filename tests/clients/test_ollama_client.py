@@ -45,9 +45,9 @@ def test_streamed_pieces_join_to_the_whole_text(ollama_client: ollama.Client) ->
 
 
 def test_a_seed_decides_the_text(ollama_client: ollama.Client) -> None:
-    first = chat(ollama_client, "Tell me a joke.", temperature=1, seed=1)
-    assert chat(ollama_client, "Tell me a joke.", temperature=1, seed=1) == first
-    assert chat(ollama_client, "Tell me a joke.", temperature=1, seed=2) != first
+    first = chat(ollama_client, "Tell me a joke.", temperature=1, seed=1, num_predict=8)
+    assert chat(ollama_client, "Tell me a joke.", temperature=1, seed=1, num_predict=8) == first
+    assert chat(ollama_client, "Tell me a joke.", temperature=1, seed=2, num_predict=8) != first
 
 
 def test_a_stop_text_ends_an_answer_before_itself(ollama_client: ollama.Client) -> None:

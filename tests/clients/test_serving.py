@@ -26,7 +26,7 @@ QUESTIONS = (
 )
 
 
-def ask(node: NodeProcess, prompt: str, max_tokens: int = 12) -> str:
+def ask(node: NodeProcess, prompt: str, max_tokens: int = 8) -> str:
     body = {"model": MODEL, "messages": [{"role": "user", "content": prompt}], "temperature": 0}
     response = node.post("/v1/chat/completions", {**body, "max_tokens": max_tokens})
     assert response.status_code == 200, response.text

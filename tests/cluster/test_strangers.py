@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,23 @@ def test_three_nodes_compute_what_mlx_lm_computes_in_every_type(
     assert choice["logprobs"]["tokens"] == expected.texts
     assert choice["logprobs"]["token_logprobs"] == pytest.approx(expected.logprobs, abs=2e-2)
     driver.unload(str(tiny))
+
+
+def test_three_nodes_that_are_asked_at_the_same_moment_place_a_model_once(
+    three_nodes: dict[str, NodeProcess], tiny: Path
+) -> None:
+    nodes = list(three_nodes.values())
+
+    def placed() -> int:
+        return sum(node.log.count(f"placing {tiny}") for node in nodes)
+
+    for _ in range(5):
+        before = placed()
+        with ThreadPoolExecutor(2 * len(nodes)) as pool:
+            texts = {choice["text"] for choice in pool.map(lambda node: complete(node, tiny), 2 * nodes)}
+        assert (len(texts), placed() - before) == (1, 1)
+        nodes[0].unload(str(tiny))
+        eventually(lambda: not any(node.layers(str(tiny)) for node in nodes), "it is unloaded everywhere")
 
 
 @pytest.fixture(scope="module")
