@@ -19,7 +19,9 @@ class Stage(NamedTuple):
     @property
     def deficit(self) -> int:
         """Bytes that the node lacks; negative is what it has to spare."""
-        return self.need.total - self.node.memory.grantable
+        memory = self.node.memory
+        # Not from what can be granted, which is never below nothing: the reserve may be more than there is.
+        return self.need.total - (memory.available - memory.reserve)
 
 
 class EvenPlacement(PlacementPolicy):
@@ -92,6 +94,9 @@ def _remedy(request: PlacementRequest, short: list[Stage]) -> str:
             f"What would help: less context or fewer sequences at once, so that the KV cache is at most "
             f"{int(min(kept) * 100)}% of what was asked."
         )
+    spare = min(stage.node.memory.available - stage.need.total for stage in short)
+    if spare >= 0:
+        return f"What would help: a models.memory_reserve of at most {spare >> 20} MiB where it lacks."
     for nodes in range(len(request.nodes) + 1, min(request.layers, len(request.nodes) + 16) + 1):
         spans = even_spans(request.layers, nodes)
         needs = [request.estimate(span).total for span in spans]

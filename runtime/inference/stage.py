@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from loguru import logger
 
 from runtime.actors import Actor, ActorRef, Down, Message, ReplyTo, Request, Restart
-from runtime.errors import ActorStopped, ModelError, RuntimeFault
+from runtime.errors import ActorStopped, ModelError, ModelNotFound, RuntimeFault
 from runtime.inference.accelerator import prepare
 from runtime.inference.catalogue import Catalogue
 from runtime.inference.compute import Collect, ComputeThread
@@ -87,7 +87,14 @@ class StageHost(Actor):
             reply.fail(as_fault(error, f"opening {order.model} on {self.context.node}"))
 
     async def _same_checkpoint(self, order: OpenStage) -> Checkpoint:
-        checkpoint = await self._catalogue.fetch(order.model, self._reporter(order))
+        try:
+            checkpoint = await self._catalogue.fetch(order.model, self._reporter(order))
+        except ModelNotFound as fault:
+            # Not what the client is to be told: the model is there, on the driver's node.
+            raise ModelError(
+                f"node {self.context.node} is to hold layers {order.span} of {order.model} and does not find it "
+                f"({fault.message}); give every node the same models"
+            ) from fault
         if checkpoint.digest != order.digest:
             raise ModelError(
                 f"node {self.context.node} has other files for {order.model} than {order.driver.node} "

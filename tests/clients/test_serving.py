@@ -162,6 +162,6 @@ def test_a_model_that_does_not_fit_is_refused_with_what_it_needs_and_what_there_
             message = error if isinstance(error, str) else error["message"]
             for word in ("does not fit", "layers 0-7 of 8", "weights", "KV cache", "grantable", "available", "reserve"):
                 assert word in message, message
-            assert "What would help" in message
+            assert "What would help: a models.memory_reserve of at most" in message
         assert node.get("ps")["models"] == []
         assert node.get("status")["memory_reserved"] == 0

@@ -77,6 +77,28 @@ def test_a_second_node_with_the_same_name_is_refused(tmp_path: Path) -> None:
         assert one.sees() == {"twin": "self"}
 
 
+def test_a_model_that_another_node_has_not_or_has_otherwise_is_refused_with_that_nodes_name(tmp_path: Path) -> None:
+    tiny_llama(tmp_path / "ours" / "absent")
+    tiny_llama(tmp_path / "ours" / "other", seed=1)
+    tiny_llama(tmp_path / "theirs" / "other", seed=2)
+    settings = ("cluster.listen=127.0.0.1:0", "cluster.key=shared")
+    with (
+        node_process(tmp_path, "near", *settings, f'models.path=["{tmp_path / "ours"}"]') as near,
+        node_process(tmp_path, "far", *settings, peers_of(near), f'models.path=["{tmp_path / "theirs"}"]') as far,
+    ):
+        eventually(lambda: (near.sees().get("far"), far.sees().get("near")) == ("up", "up"), "they see each other")
+        for model, words in (("absent", "does not find it"), ("other", "has other files for other than near")):
+            response = near.post("/v1/completions", {"model": model, "prompt": "a", "max_tokens": 1})
+            assert response.status_code == 500
+            error = response.json()["error"]
+            assert error["code"] == "model_error"
+            assert error["message"].startswith("node far ")
+            assert words in error["message"]
+        for node in (near, far):
+            eventually(lambda node=node: node.get("status")["memory_reserved"] == 0, "nothing is held")  # type: ignore[misc]
+            assert node.get("ps")["models"] == []
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_three_nodes_compute_what_mlx_lm_computes_in_every_type(
     three_nodes: dict[str, NodeProcess], tiny: Path, dtype: str
