@@ -28,9 +28,10 @@ def build(config: dict[str, Any]) -> nn.Module:
     module = importlib.import_module(f"mlx_lm.models.{module_name(config)}")
     try:
         return module.Model(module.ModelArgs.from_dict(config))
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
+    except Exception as error:
+        # mlx-lm computes with what the configuration says, and raises whatever comes of that.
         raise ModelUnsupported(
-            f"mlx-lm cannot build a {config['model_type']} from this config.json: {error}"
+            f"mlx-lm cannot build a {config['model_type']} from this config.json: {error!r}"
         ) from error
 
 
@@ -46,7 +47,7 @@ def load(
     if hasattr(model, "sanitize"):
         weights = model.sanitize(weights)
     weights = _owned(model, weights, span, checkpoint.path)
-    _quantize(model, weights)
+    _quantize(model, weights, checkpoint.path)
     try:
         model.load_weights(list(weights.items()), strict=True)
     except ValueError as error:
@@ -97,17 +98,25 @@ def _owned(model: nn.Module, weights: dict[str, mx.array], span: LayerSpan, path
     return kept
 
 
-def _quantize(model: nn.Module, weights: dict[str, mx.array]) -> None:
+def _quantize(model: nn.Module, weights: dict[str, mx.array], path: Path) -> None:
     """Swap in quantized layers wherever the checkpoint holds packed weights."""
+    if not any(name.endswith(".scales") for name in weights):
+        return
 
     def how(name: str, module: nn.Module) -> dict[str, Any] | bool:
         if f"{name}.scales" not in weights:
             return False
-        settings: dict[str, Any] = infer_quant_config(name, module, weights)
+        try:
+            settings: dict[str, Any] = infer_quant_config(name, module, weights)
+        except (ArithmeticError, LookupError, ValueError) as error:
+            # mlx-lm computes the settings from the shapes, whatever those are.
+            raise CheckpointCorrupt(f"{path} holds scales for {name} that do not fit its weights: {error}") from error
         return settings
 
-    if any(name.endswith(".scales") for name in weights):
+    try:
         nn.quantize(model, class_predicate=how)
+    except ValueError as error:
+        raise CheckpointCorrupt(f"{path} holds weights packed in a way that MLX does not know: {error}") from error
 
 
 def _evaluate(model: nn.Module, path: Path, progress: Callable[[int, int], None], *, dequantize: bool) -> None:
@@ -129,7 +138,7 @@ def _evaluate(model: nn.Module, path: Path, progress: Callable[[int, int], None]
             mx.clear_cache()
         # Parameters that a module keeps beside its children, such as a learned scale.
         mx.eval(model.parameters())
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:  # MLX's own, of reading and of shapes that do not fit
         raise CheckpointCorrupt(f"reading the weights in {path} failed: {error}") from error
 
 

@@ -15,7 +15,6 @@ from loguru import logger
 
 from runtime.actors import Actor, ActorRef, Down, Message, ReplyTo, Restart
 from runtime.errors import ActorError, PeerUnreachable, RuntimeFault
-from runtime.inference.driver import Driver
 from runtime.inference.protocol import AwaitReady, Claimed, ClaimModel, EnsureModel, Ready
 from runtime.inference.stage import LOAD_SECONDS
 
@@ -35,7 +34,7 @@ class Models(Actor):
 
     def __init__(
         self,
-        new_driver: Callable[[str], Driver],
+        new_driver: Callable[[str], Actor],
         served_by: Callable[[str], ActorRef | None],
         peers: Callable[[], list[str]],
     ) -> None:

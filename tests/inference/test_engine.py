@@ -89,7 +89,10 @@ async def test_several_at_once_do_not_disturb_each_other(tiny: Path) -> None:
     prompts = [tuple(range(start, start + length)) for start, length in ((3, 1), (9, 2), (30, 16), (7, 33), (50, 90))]
     expected = [reference(tiny, prompt, 20) for prompt in prompts]
     async with serving("a", "b", folders={"tiny": tiny}) as (a, b):
-        work = [tokens(node, request(prompt=prompt, max_tokens=20)) for prompt, node in zip(prompts, (a, b) * 3)]
+        work = [
+            tokens(node, request(prompt=prompt, max_tokens=20))
+            for prompt, node in zip(prompts, (a, b, a, b, a), strict=True)
+        ]
         assert await asyncio.gather(*work) == expected
 
 
@@ -202,14 +205,16 @@ async def test_a_sequence_that_waits_can_be_given_up(tiny: Path) -> None:
 
 async def test_one_generation_too_many_is_refused_and_the_others_go_on(tiny: Path) -> None:
     limits = DriverLimits(sequences=1, waiting=1, prefill_chunk=16, keep_alive=-1)
-    async with serving("a", folders={"tiny": tiny}, limits=limits) as (a,):
-        async with begun(a, request(max_tokens=LONG)) as running:
-            second = asyncio.create_task(tokens(a, request()))
-            await eventually(lambda: sum(len(driver._sessions) for driver in a.drivers()) == 2)
-            with pytest.raises(Overloaded, match="try again"):
-                await events(a, request())
-            await running.aclose()
-            assert len(await second) == 16
+    async with (
+        serving("a", folders={"tiny": tiny}, limits=limits) as (a,),
+        begun(a, request(max_tokens=LONG)) as running,
+    ):
+        second = asyncio.create_task(tokens(a, request()))
+        await eventually(lambda: sum(len(driver._sessions) for driver in a.drivers()) == 2)
+        with pytest.raises(Overloaded, match="try again"):
+            await events(a, request())
+        await running.aclose()
+        assert len(await second) == 16
 
 
 async def test_a_session_that_breaks_ends_its_generation_with_a_fault(
@@ -438,7 +443,9 @@ async def test_a_policy_that_breaks_is_named_and_the_node_goes_on(tiny: Path) ->
     broken = True
 
     def plan(request: PlacementRequest) -> Plan:
-        return {}["no such key"] if broken else _stages((0, 2), (2, 4))
+        if broken:
+            raise KeyError("no such node")
+        return _stages((0, 2), (2, 4))
 
     async with serving("a", folders={"tiny": tiny}, policy=Scripted(plan)) as (a,):
         with pytest.raises(ModelError, match="placing tiny failed: KeyError"):
@@ -532,7 +539,7 @@ async def test_losing_a_stages_node_fails_sessions_and_frees_the_memory(tiny: Pa
     async with serving("a", "b", folders={"tiny": tiny}) as (a, b):
         async with begun(a, request(max_tokens=LONG)) as stream:
             b.network.disconnect("a", "a test pulls the plug")
-            with pytest.raises(PlacementRefused, match=r"node b.*was lost"):
+            with pytest.raises(PeerUnreachable, match=r"node b.*was lost"):
                 async for _ in stream:
                     pass
         await eventually(lambda: not a.stages() and not b.stages() and not a.drivers())
@@ -547,7 +554,7 @@ async def test_losing_the_sessions_node_frees_its_sequences(tiny: Path) -> None:
         await a.engine.load("tiny")
         async with begun(b, request(max_tokens=LONG)) as stream:
             b.network.disconnect("a", "a test pulls the plug")
-            with pytest.raises(ActorStopped, match="driver was lost"):
+            with pytest.raises(ActorStopped, match="driver (was lost|ended)"):
                 async for _ in stream:
                     pass
         await eventually(lambda: a.sequences() + b.sequences() == 0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +18,7 @@ stop_lists = st.lists(st.text("abc ", max_size=4), max_size=4)
 
 
 def expected(text: str, stops: list[str]) -> tuple[str, str | None]:
-    """Go through the text character by character; the first stop text to be complete ends it, of several the longest."""
+    """Go through the text character by character until a stop text is complete; of several it is the longest."""
     for end in range(1, len(text) + 1):
         complete = [stop for stop in stops if stop and text[:end].endswith(stop)]
         if complete:
@@ -41,7 +43,7 @@ def test_however_text_is_cut_it_ends_at_the_stop_text_that_is_complete_first(
     text: str, stops: list[str], cuts: list[int]
 ) -> None:
     edges = [0, *sorted(cut for cut in cuts if cut <= len(text)), len(text)]
-    pieces = [text[start:stop] for start, stop in zip(edges, edges[1:], strict=False)]
+    pieces = [text[start:stop] for start, stop in pairwise(edges)]
     assert filtered(pieces, stops) == expected(text, stops)
 
 

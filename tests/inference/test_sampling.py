@@ -1,0 +1,218 @@
+"""Sampling depends on the seed, the position and the logits, and on nothing else."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mlx_lm.sample_utils import make_logits_processors, make_sampler
+
+from runtime.inference.sampling import TokenSampler, collect_top
+from runtime.spi import Sampling
+
+VOCABULARY = 300
+PROMPT = (5, 6, 7, 8)
+
+
+def logits(seed: int = 0) -> mx.array:
+    return mx.array(np.random.default_rng(seed).standard_normal((1, VOCABULARY)).astype(np.float32) * 3)
+
+
+def sampler(sampling: Sampling, seed: int = 1, logprobs: int | None = None) -> TokenSampler:
+    return TokenSampler(sampling, seed, PROMPT, VOCABULARY, logprobs)
+
+
+def drawn(sampling: Sampling, count: int = 24, seed: int = 1) -> list[int]:
+    one = sampler(sampling, seed)
+    return [int(one(logits(position), position)[0].item()) for position in range(count)]
+
+
+@pytest.mark.parametrize("top_k", [0, 20])
+@pytest.mark.parametrize("top_p", [0.0, 0.9, 1.0])
+@pytest.mark.parametrize("min_p", [0.0, 0.05])
+def test_two_sequences_that_take_turns_do_not_disturb_each_other(top_p: float, top_k: int, min_p: float) -> None:
+    sampling = Sampling(top_p=top_p, top_k=top_k, min_p=min_p)
+    first, second = sampler(sampling, 1), sampler(sampling, 2)
+    taken: tuple[list[int], list[int]] = ([], [])
+    for position in range(24):
+        for one, into in zip((first, second), taken, strict=True):
+            mx.random.uniform()
+            into.append(int(one(logits(position), position)[0].item()))
+    assert taken == (drawn(sampling, seed=1), drawn(sampling, seed=2))
+
+
+def test_a_replay_from_any_position_goes_on_with_the_same_tokens() -> None:
+    whole = drawn(Sampling())
+    later = sampler(Sampling())
+    assert [int(later(logits(position), position)[0].item()) for position in range(9, 24)] == whole[9:]
+
+
+def test_tokens_that_are_drawn_ahead_of_their_evaluation_are_the_same() -> None:
+    one = sampler(Sampling())
+    lazy = [one(logits(position), position)[0] for position in range(24)]
+    mx.random.seed(99)
+    assert [int(token.item()) for token in reversed(lazy)] == drawn(Sampling())[::-1]
+
+
+def test_the_requests_seed_counts_before_the_drawn_one() -> None:
+    assert drawn(Sampling(seed=5), seed=1) == drawn(Sampling(seed=5), seed=2)
+    assert drawn(Sampling(), seed=1) != drawn(Sampling(), seed=2)
+    assert drawn(Sampling(seed=0), seed=1) == drawn(Sampling(), seed=0)
+    assert len(drawn(Sampling(seed=-(2**63)))) == len(drawn(Sampling(seed=2**64 - 1)))
+
+
+def test_another_thread_draws_the_same_whatever_it_drew_before() -> None:
+    found: list[list[int]] = []
+
+    def work() -> None:
+        mx.eval(mx.random.uniform(shape=(7,)))
+        found.append(drawn(Sampling(top_p=0.9, top_k=20)))
+        done.set()
+        # mlx 0.32 takes the GIL when a thread that used it ends: see runtime.inference.compute.
+        threading.Event().wait()
+
+    done = threading.Event()
+    threading.Thread(target=work, daemon=True).start()
+    assert done.wait(20)
+    assert found == [drawn(Sampling(top_p=0.9, top_k=20))]
+
+
+@pytest.mark.parametrize("importer", ["main", "other"])
+def test_mlx_lms_samplers_draw_from_the_state_that_a_thread_seeds(importer: str) -> None:
+    """What the runtime leans on: it seeds, and the compiled samplers of mlx-lm draw from that.
+
+    They are compiled with ``mx.random.state`` as input when their module is imported; the compute thread imports it.
+    """
+    program = f"""
+        import os, sys, threading
+        import mlx.core as mx
+
+        def load():
+            import mlx_lm.sample_utils
+
+        def draw():
+            from mlx_lm.sample_utils import make_sampler
+            scores = mx.random.normal((1, 300), key=mx.random.key(3))
+            found = []
+            for settings in ({{}}, {{"top_p": 0.9}}, {{"top_k": 20}}, {{"min_p": 0.01}}):
+                sample = make_sampler(temp=1.0, **settings)
+                for other in range(2):
+                    mx.eval(mx.random.uniform(shape=(other,)))
+                    tokens = []
+                    for seed in range(20):
+                        mx.random.seed(seed)
+                        tokens.append(int(sample(scores).item()))
+                    found.append(tokens)
+                assert found[-1] == found[-2], (settings, found)
+                assert len(set(found[-1])) > 3, (settings, found)
+            sys.stdout.write("drawn from the seed")
+            sys.stdout.flush()
+            os._exit(0)
+
+        if {importer == "main"}:
+            load()
+        def work():
+            load()
+            draw()
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.stdout == "drawn from the seed", done.stderr
+
+
+@pytest.mark.parametrize("sampling", [Sampling(temperature=0), Sampling(temperature=1e-30), Sampling(top_p=0)], ids=str)
+def test_no_heat_and_no_nucleus_take_the_likeliest_token(sampling: Sampling) -> None:
+    greedy: Callable[[mx.array], mx.array] = make_sampler(temp=0.0)
+    assert drawn(sampling) == [int(greedy(logits(position)).item()) for position in range(24)]
+
+
+@pytest.mark.parametrize("top_k", [VOCABULARY, VOCABULARY + 1, 2**31])
+def test_a_top_k_of_the_whole_vocabulary_or_more_is_off(top_k: int) -> None:
+    assert drawn(Sampling(top_k=top_k)) == drawn(Sampling())
+
+
+def test_a_top_k_of_one_takes_the_likeliest_token() -> None:
+    assert drawn(Sampling(top_k=1)) == drawn(Sampling(temperature=0))
+
+
+def test_a_bias_of_a_token_forces_or_forbids_it_and_one_that_no_model_has_does_nothing() -> None:
+    assert set(drawn(Sampling(logit_bias={9: 100.0}))) == {9}
+    likeliest = drawn(Sampling(temperature=0), 1)[0]
+    assert drawn(Sampling(temperature=0, logit_bias={likeliest: -100.0}), 1)[0] != likeliest
+    assert drawn(Sampling(logit_bias={VOCABULARY: 100.0, 10**9: 100.0})) == drawn(Sampling())
+
+
+@pytest.mark.parametrize(
+    "penalties",
+    [
+        {"repetition_penalty": 1.7},
+        {"repetition_penalty": 0.5},
+        {"presence_penalty": 1.5},
+        {"frequency_penalty": 0.9},
+        {"repetition_penalty": 1.2, "presence_penalty": -0.5, "frequency_penalty": 0.7, "logit_bias": {4: 2.0}},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("window", [1, 3, 64])
+def test_penalties_are_those_of_mlx_lm_over_the_last_tokens(penalties: dict[str, Any], window: int) -> None:
+    processors = make_logits_processors(
+        **penalties,
+        repetition_context_size=window,
+        presence_context_size=window,
+        frequency_context_size=window,
+    )
+    history = list(PROMPT)
+    expected = []
+    for _ in range(30):
+        scores = logits()
+        for process in processors:
+            scores = process(mx.array(history), scores)
+        history.append(int(mx.argmax(scores, axis=-1).item()))
+        expected.append(history[-1])
+    one = sampler(Sampling(temperature=0, penalty_context=window, **penalties))
+    assert [int(one(logits(), position)[0].item()) for position in range(30)] == expected
+
+
+def test_a_window_of_no_tokens_turns_penalties_off() -> None:
+    sampling = Sampling(temperature=0, penalty_context=0, repetition_penalty=9.0, presence_penalty=2.0)
+    assert drawn(sampling) == drawn(Sampling(temperature=0))
+
+
+def test_a_bias_alone_keeps_no_history_that_would_grow() -> None:
+    one = sampler(Sampling(temperature=0, logit_bias={4: 1.0}))
+    before = mx.get_active_memory()
+    for position in range(3000):
+        mx.eval(one(logits(), position)[0])
+    assert mx.get_active_memory() - before < 20_000
+
+
+@given(st.integers(0, 1000), st.integers(0, 8), st.sampled_from([0.0, 0.3, 1.0]))
+@settings(max_examples=30, deadline=None)
+def test_log_probabilities_are_the_log_softmax_of_the_logits(seed: int, count: int, temperature: float) -> None:
+    values = np.asarray(logits(seed))[0].astype(np.float64)
+    expected = values - np.log(np.exp(values - values.max()).sum()) - values.max()
+    token, logprob, top = sampler(Sampling(temperature=temperature), logprobs=count)(logits(seed), 3)
+    assert logprob is not None
+    assert logprob.item() == pytest.approx(expected[int(token.item())], abs=1e-5)
+    pairs = collect_top(top)
+    assert [identity for identity, _ in pairs] == list(np.argsort(-expected)[:count])
+    assert [value for _, value in pairs] == pytest.approx(sorted(expected)[::-1][:count], abs=1e-5)
+
+
+def test_log_probabilities_are_only_made_when_they_are_wanted() -> None:
+    _, logprob, top = sampler(Sampling())(logits(), 0)
+    assert (logprob, top) == (None, None)
+    assert len(collect_top(sampler(Sampling(), logprobs=10**6)(logits(), 0)[2])) == VOCABULARY

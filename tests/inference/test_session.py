@@ -1,0 +1,172 @@
+"""A session ends for its reader, whatever its driver does."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from runtime.actors import Actor, ActorRef, ActorSystem, Message, Restart
+from runtime.errors import ActorStopped, Overloaded, ProtocolError, RuntimeFault
+from runtime.inference.prompt import Tokenizer
+from runtime.inference.protocol import Cancel, SequenceFailed, Submit, Submitted, Token
+from runtime.inference.session import Outcome, Session, SessionStart
+from runtime.spi import Delta, Finished, FinishReason, GenerationRequest, Text, read_checkpoint
+from runtime.testing.models import tiny_llama
+from tests.wire.loopback import eventually
+
+
+class ScriptedDriver(Actor):
+    """Sends a session what it is told to, and keeps what it hears."""
+
+    def __init__(self, *script: Message, refusal: RuntimeFault | None = None) -> None:
+        self.script = script
+        self.refusal = refusal
+        self.heard: list[Message] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def receive(self, message: Message) -> Message | None:
+        self.heard.append(message)
+        if not isinstance(message, Submit):
+            return None
+        await self.gate.wait()
+        if self.refusal is not None:
+            raise self.refusal
+        for each in self.script:
+            self.context.tell(message.session, each)
+        return Submitted(17)
+
+
+class Bench:
+    """A session, its driver, and what the session's reader hears."""
+
+    def __init__(self, system: ActorSystem, tokenizer: Tokenizer) -> None:
+        self.system, self.tokenizer = system, tokenizer
+        self.outbox: asyncio.Queue[Outcome] = asyncio.Queue()
+        self.driver = ScriptedDriver()
+
+    def start(self, driver: ScriptedDriver, stop: tuple[str, ...] = ()) -> ActorRef:
+        self.driver = driver
+        order = GenerationRequest("tiny", Text("x"), stop=stop)
+        start = SessionStart(order, (5, 6), 8, 1, self.system.spawn(lambda: driver, "driver"), self.system.now(), 0.0)
+        return self.system.spawn(
+            lambda: Session(start, self.tokenizer, self.outbox), "session", restart=Restart.TEMPORARY
+        )
+
+    async def outcomes(self) -> list[Outcome]:
+        """Read to the end."""
+        found: list[Outcome] = []
+        async with asyncio.timeout(10):
+            while not found or isinstance(found[-1], Delta):
+                found.append(await self.outbox.get())
+        return found
+
+    def cancelled(self) -> bool:
+        return Cancel(17) in self.driver.heard
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return Tokenizer(read_checkpoint(tiny_llama(tmp_path_factory.mktemp("models") / "tiny")))
+
+
+@pytest.fixture
+async def bench(tokenizer: Tokenizer) -> AsyncIterator[Bench]:
+    system = ActorSystem("a")
+    yield Bench(system, tokenizer)
+    await system.shut_down(1.0)
+
+
+def spell(tokenizer: Tokenizer, text: str, reason: str | None = None) -> list[Token]:
+    ids = tokenizer.encode(Text(text))
+    return [Token(index, token, None, (), reason if index == len(ids) - 1 else None) for index, token in enumerate(ids)]
+
+
+async def test_text_comes_and_then_the_end(bench: Bench) -> None:
+    bench.start(ScriptedDriver(*spell(bench.tokenizer, "the quick fox", "length")))
+    *deltas, finished = await bench.outcomes()
+    assert "".join(delta.text for delta in deltas if isinstance(delta, Delta)) == "the quick fox"
+    assert isinstance(finished, Finished)
+    assert finished.reason is FinishReason.LENGTH
+    assert finished.usage.prompt_tokens == 2
+    assert not bench.cancelled()
+
+
+async def test_a_stop_text_cancels_the_rest(bench: Bench) -> None:
+    bench.start(ScriptedDriver(*spell(bench.tokenizer, "the quick fox jumps")), stop=("fox",))
+    *deltas, finished = await bench.outcomes()
+    assert "".join(delta.text for delta in deltas if isinstance(delta, Delta)) == "the quick "
+    assert isinstance(finished, Finished)
+    assert (finished.reason, finished.stop) == (FinishReason.STOP, "fox")
+    await eventually(bench.cancelled)
+
+
+async def test_text_held_back_for_a_stop_text_comes_at_the_end(bench: Bench) -> None:
+    bench.start(ScriptedDriver(*spell(bench.tokenizer, "the fo", "length")), stop=("fox",))
+    *deltas, finished = await bench.outcomes()
+    assert "".join(delta.text for delta in deltas if isinstance(delta, Delta)) == "the fo"
+    assert isinstance(finished, Finished)
+    assert finished.stop is None
+
+
+@pytest.mark.parametrize(
+    "lose", [lambda tokens: tokens[1:], lambda tokens: [*tokens[:2], *tokens[3:]], lambda tokens: [tokens[0], *tokens]]
+)
+async def test_a_token_that_is_lost_or_repeated_is_a_fault_and_not_another_text(
+    bench: Bench, lose: Callable[[list[Token]], list[Token]]
+) -> None:
+    bench.start(ScriptedDriver(*lose(spell(bench.tokenizer, "the quick fox"))))
+    assert isinstance((await bench.outcomes())[-1], ProtocolError)
+    await eventually(bench.cancelled)
+
+
+async def test_what_the_driver_says_of_a_failure_reaches_the_reader(bench: Bench) -> None:
+    bench.start(ScriptedDriver(SequenceFailed(Overloaded.code, "too much")))
+    (fault,) = await bench.outcomes()
+    assert isinstance(fault, Overloaded)
+    assert fault.message == "too much"
+
+
+async def test_a_driver_that_refuses_ends_the_session(bench: Bench) -> None:
+    session = bench.start(ScriptedDriver(refusal=Overloaded("full")))
+    assert isinstance((await bench.outcomes())[-1], Overloaded)
+    assert await bench.system.stopped(session) in ("normal", "noproc")
+
+
+async def test_a_driver_that_is_gone_ends_the_session(bench: Bench) -> None:
+    bench.start(ScriptedDriver(*spell(bench.tokenizer, "the")))
+    await eventually(lambda: not bench.outbox.empty())
+    bench.system.stop(ActorRef("a", "/driver"))
+    fault = (await bench.outcomes())[-1]
+    assert isinstance(fault, ActorStopped)
+    assert "driver was lost" in fault.message
+
+
+async def test_a_session_that_is_stopped_while_it_submits_cancels_what_it_is_given(bench: Bench) -> None:
+    driver = ScriptedDriver()
+    driver.gate.clear()
+    session = bench.start(driver)
+    await eventually(lambda: driver.heard)
+    bench.system.stop(session)
+    driver.gate.set()
+    await eventually(bench.cancelled)
+    assert isinstance((await bench.outcomes())[-1], ActorStopped)
+
+
+async def test_a_session_that_is_stopped_later_cancels_and_ends(bench: Bench) -> None:
+    session = bench.start(ScriptedDriver(*spell(bench.tokenizer, "the")))
+    await eventually(lambda: not bench.outbox.empty())
+    bench.system.stop(session)
+    await eventually(bench.cancelled)
+    assert isinstance((await bench.outcomes())[-1], ActorStopped)
+
+
+async def test_nothing_comes_after_the_end(bench: Bench) -> None:
+    bench.start(ScriptedDriver(*spell(bench.tokenizer, "the", "length"), SequenceFailed("overloaded", "late")))
+    await bench.outcomes()
+    await eventually(lambda: not bench.system._find(ActorRef("a", "/session")))
+    with contextlib.suppress(asyncio.QueueEmpty):
+        pytest.fail(f"{bench.outbox.get_nowait()} came after the end")
