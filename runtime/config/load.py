@@ -20,6 +20,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from runtime.config.check import fit, is_secret, keys, leaves, lines_of, near_variables
 from runtime.config.sections import (
+    SHORTEST_KEY,
     Address,
     ClusterSection,
     HttpSection,
@@ -294,6 +295,9 @@ def _with_key(config: Config, section: BaseModel, name: str, key: str, problems:
         return section
     if not text:
         problems.append(f"{where}: {path} is {file}, which is empty; write the key into it")
+        return section
+    if len(text) < SHORTEST_KEY:
+        problems.append(f"{where}: {path} is {file}, which holds {len(text)} characters; use {SHORTEST_KEY} or more")
         return section
     if mode & stat.S_IROTH:
         _log.warning("every user of this machine can read the key in %s; chmod 600 it", file)

@@ -60,7 +60,9 @@ def _address(text: str) -> str:
 
 AddressText = Annotated[str, AfterValidator(_address)]
 Port = Annotated[int, Field(ge=0, le=65535)]
-Secret = Annotated[SecretStr, Field(min_length=1)]
+SHORTEST_KEY = 8
+"""Characters; anything shorter is soon guessed, and masking it would hide half of the log."""
+Secret = Annotated[SecretStr, Field(min_length=SHORTEST_KEY)]
 
 
 class Section(BaseModel):

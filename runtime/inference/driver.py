@@ -19,7 +19,7 @@ from loguru import logger
 
 from runtime.actors import Actor, ActorRef, Down, Message, ReplyTo
 from runtime.cluster import ServedModel, ServedStage, ServedState
-from runtime.errors import ActorStopped, Overloaded, PlacementRefused, RuntimeFault
+from runtime.errors import ActorStopped, Overloaded, PeerUnreachable, RuntimeFault
 from runtime.inference.failure import as_fault
 from runtime.inference.placing import Placed, Placer
 from runtime.inference.progress import ProgressBoard
@@ -322,9 +322,8 @@ class Driver(Actor):
 
     def _on_down(self, ref: ActorRef, reason: str) -> None:
         if ref in self._stages:
-            fault = PlacementRefused(
-                f"node {ref.node}, which held part of {self._model}, was lost ({reason}); ask again to place it anew"
-            )
+            what = f"node {ref.node} was lost" if reason == "noconnection" else f"a stage on {ref.node} ended"
+            fault = PeerUnreachable(f"{what}, which held layers of {self._model}; ask again to place it anew")
             logger.error("{}", fault)
             self._fail_all(fault)
             self.context.stop_self()

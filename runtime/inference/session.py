@@ -95,7 +95,8 @@ class Session(Actor):
             case SequenceFailed(code, text):
                 self._end(fault_named(code)(text))
             case Down(_, reason):
-                self._end(ActorStopped(f"the model's driver was lost ({reason}); send the request again"))
+                what = "was lost" if reason == "noconnection" else "ended"
+                self._end(ActorStopped(f"the model's driver {what}; send the request again"))
         return None
 
     async def stopped(self) -> None:

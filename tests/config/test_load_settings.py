@@ -150,11 +150,11 @@ def test_text_takes_the_type_of_its_key(load: Load, item: str, section: str, fie
 
 
 def test_a_secret_of_digits_stays_as_it_was_written(load: Load) -> None:
-    config = load(environ={"RUNTIME_HTTP__API_KEY": "00123e5"})
+    config = load(environ={"RUNTIME_HTTP__API_KEY": "000123e5"})
     assert config.http.api_key is not None
-    assert config.http.api_key.get_secret_value() == "00123e5"
-    assert config.secrets() == ["00123e5"]
-    assert "00123e5" not in repr(config) + str(config.rows())
+    assert config.http.api_key.get_secret_value() == "000123e5"
+    assert config.secrets() == ["000123e5"]
+    assert "000123e5" not in repr(config) + str(config.rows())
 
 
 def test_plugins_get_their_own_settings_in_the_types_they_asked_for(load: Load, toml: Callable[..., Path]) -> None:
@@ -249,7 +249,7 @@ def test_what_others_can_reach_demands_a_key(load: Load) -> None:
     assert line.startswith("--set: http.host is 0.0.0.0, which other machines can reach; set http.api_key")
     (line,) = problems(lambda: load("cluster.listen=192.168.1.2:7411"))
     assert line.startswith("--set: cluster.listen is 192.168.1.2:7411, which other machines can reach")
-    assert load("http.host=0.0.0.0", "http.api_key=k", "cluster.listen=[::]:1", "cluster.key=k")
+    assert load("http.host=0.0.0.0", "http.api_key=a long key", "cluster.listen=[::]:1", "cluster.key=a long key")
     for host in ("localhost", "::1", "127.8.0.1"):
         assert load(f"http.host={host}").http.api_key is None
 
@@ -261,11 +261,11 @@ def test_an_advertised_address_needs_a_listener(load: Load) -> None:
 
 def test_keys_are_read_from_files(load: Load, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = tmp_path / "cluster.key"
-    file.write_text("c1uster\n")
+    file.write_text("c1uster key\n")
     file.chmod(0o600)
     config = load(f"cluster.key_file={file}")
     assert config.cluster.key is not None
-    assert config.cluster.key.get_secret_value() == "c1uster"
+    assert config.cluster.key.get_secret_value() == "c1uster key"
     assert config.origin("cluster.key") == str(file)
     assert not caplog.records
     file.chmod(0o644)
@@ -284,7 +284,12 @@ def test_key_files_that_cannot_be_used_are_told(load: Load, tmp_path: Path) -> N
         f"--set: http.api_key_file is {empty}, which is empty; write the key into it",
         f"--set: cluster.key_file is {absent}, which cannot be read: No such file or directory",
     ]
-    (line,) = problems(lambda: load(f"http.api_key_file={empty}", "http.api_key=k"))
+    short = tmp_path / "short"
+    short.write_text("short\n")
+    (line,) = problems(lambda: load(f"cluster.key_file={short}"))
+    assert line.endswith("holds 5 characters; use 8 or more")
+    assert "8" in problems(lambda: load("cluster.key=short"))[0]
+    (line,) = problems(lambda: load(f"http.api_key_file={empty}", "http.api_key=a long key"))
     assert "http.api_key_file and http.api_key are both set" in line
 
 
