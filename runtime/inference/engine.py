@@ -14,6 +14,7 @@ from loguru import logger
 from runtime.actors import ActorRef, ActorSystem, Restart
 from runtime.cluster import ServedModel
 from runtime.errors import ActorStopped, ModelNotFound, PeerUnreachable, RuntimeFault
+from runtime.inference.accelerator import prepare
 from runtime.inference.catalogue import Catalogue
 from runtime.inference.compute import ComputeThread
 from runtime.inference.models import MODELS
@@ -192,8 +193,8 @@ class RuntimeEngine(Engine):
 
     async def _load_tokenizer(self, model: str) -> Tokenizer:
         checkpoint = await self._catalogue.fetch(model, self._board.throttled(self._board.publish))
-        # After everything that the compute thread imports: see runtime.inference.accelerator.
-        await self._compute.run(lambda: None)
+        # Tokenizers import mlx-lm, which the compute thread must have done first: see runtime.inference.accelerator.
+        await self._compute.run(prepare)
         return await to_thread.run_sync(partial(Tokenizer, checkpoint))
 
 

@@ -64,7 +64,7 @@ class Tokenizer:
                     raise InvalidRequest(f"token {bad} is not one of the model's {self._vocabulary}", param="prompt")
                 tokens = ids
             case Text(text):
-                tokens = tuple(self._wrapper.encode(text))
+                tokens = self._encode_text(text)
             case Chat():
                 tokens = self._encode_chat(prompt)
         if not tokens:
@@ -91,6 +91,13 @@ class Tokenizer:
             raw = _raw_bytes(self._wrapper.convert_ids_to_tokens([token])[0])
             return TokenText(token, text, raw if raw is not None else text.encode())
         return TokenText(token, text, text.encode())
+
+    def _encode_text(self, text: str) -> tuple[int, ...]:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidRequest(f"the prompt is not text: {error.reason}", param="prompt") from error
+        return tuple(self._wrapper.encode(text))
 
     def _encode_chat(self, chat: Chat) -> tuple[int, ...]:
         if not chat.messages:

@@ -20,17 +20,22 @@ from runtime.errors import (
     ModelError,
     ModelNotFound,
     Overloaded,
+    PeerUnreachable,
     PlacementRefused,
     RuntimeFault,
 )
 from runtime.inference.driver import DriverLimits
+from runtime.inference.engine import TOKENIZERS
 from runtime.inference.protocol import Cancel, Submit, Submitted
 from runtime.inference.session import Session
 from runtime.spi import (
+    Chat,
+    ChatMessage,
     Checkpoint,
     Delta,
     Finished,
     FinishReason,
+    GenerationRequest,
     LayerSpan,
     LoadOptions,
     ModelLoaded,
@@ -39,8 +44,10 @@ from runtime.spi import (
     PlacementRequest,
     Plan,
     RequestFinished,
+    Sampling,
     StagePlan,
     Text,
+    Tokens,
 )
 from runtime.spi.source import Download
 from runtime.testing.models import tiny_llama
@@ -146,6 +153,20 @@ async def test_log_probabilities_of_alternatives_come_with_each_token(tiny: Path
                 for scored in event.tokens:
                     assert len(scored.top) == 3
                     assert scored.top[0] == (scored.token, scored.logprob)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(seed=5), Sampling(seed=5, top_p=0.9, top_k=40)], ids=str)
+async def test_a_seed_gives_the_same_tokens_on_any_number_of_nodes_and_in_any_company(
+    sampling: Sampling, tiny: Path
+) -> None:
+    found = []
+    for names in (("a",), ("a", "b"), ("a", "b", "c")):
+        async with serving(*names, folders={"tiny": tiny}) as nodes:
+            company = [tokens(node, request(sampling=Sampling(), max_tokens=40)) for node in nodes]
+            seeded, *others = await asyncio.gather(tokens(nodes[-1], request(sampling=sampling)), *company)
+            found.append(seeded)
+            assert seeded not in [other[: len(seeded)] for other in others]
+    assert found[0] == found[1] == found[2]
 
 
 # -- giving up ------------------------------------------------------------------------------------------------------
@@ -554,7 +575,7 @@ async def test_losing_the_sessions_node_frees_its_sequences(tiny: Path) -> None:
         await a.engine.load("tiny")
         async with begun(b, request(max_tokens=LONG)) as stream:
             b.network.disconnect("a", "a test pulls the plug")
-            with pytest.raises(ActorStopped, match="driver (was lost|ended)"):
+            with pytest.raises(ActorStopped, match=r"driver (was lost|ended)"):
                 async for _ in stream:
                     pass
         await eventually(lambda: a.sequences() + b.sequences() == 0)
@@ -588,9 +609,54 @@ async def test_a_tokenizer_that_cannot_be_loaded_is_tried_again(tmp_path: Path) 
         assert len(await tokens(a, request())) == 16
 
 
+async def test_only_the_last_tokenizers_are_kept(tmp_path: Path) -> None:
+    folders = {f"tiny{seed}": tiny_llama(tmp_path / str(seed), seed=seed, layers=1) for seed in range(TOKENIZERS + 2)}
+    async with serving("a", folders=folders) as (a,):
+        for name in folders:
+            assert len(await tokens(a, request(name, max_tokens=2))) == 2
+        assert len(a.engine._tokenizers) == TOKENIZERS
+        assert len(await tokens(a, request("tiny0", max_tokens=2))) == 2
+
+
+async def test_a_model_with_more_rows_than_the_tokenizer_has_tokens_generates(tmp_path: Path) -> None:
+    folder = tiny_llama(tmp_path / "model", vocab=4000)
+    expected = reference(folder, PROMPT, 24)
+    assert max(expected) > 1000
+    async with serving("a", folders={"tiny": folder}) as (a,):
+        assert await tokens(a, request(max_tokens=24, logprobs=2)) == expected
+
+
+@pytest.mark.parametrize("text", ["\0", "\U0010ffff\u202e", "<|im_end|>" * 3, " " * 500])
+async def test_any_text_is_a_prompt(text: str, tiny: Path) -> None:
+    async with serving("a", folders={"tiny": tiny}, context=2048) as (a,):
+        heard = await events(a, GenerationRequest("tiny", Text(text), sampling=GREEDY, max_tokens=2))
+        assert isinstance(heard[-1], Finished)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "param"),
+    [
+        (Text(""), "prompt"),
+        (Text("half a \ud800 character"), "prompt"),
+        (Tokens(()), "prompt"),
+        (Tokens((5, 320)), "prompt"),
+        (Tokens((-1,)), "prompt"),
+        (Chat(()), "messages"),
+        (Chat((ChatMessage("user", "half a \ud800 character"),)), "messages"),
+    ],
+    ids=str,
+)
+async def test_what_is_no_prompt_is_refused_by_name(prompt: Text | Tokens | Chat, param: str, tiny: Path) -> None:
+    async with serving("a", folders={"tiny": tiny}) as (a,):
+        with pytest.raises(InvalidRequest) as refused:
+            await events(a, GenerationRequest("tiny", prompt, sampling=GREEDY, max_tokens=2))
+        assert refused.value.param == param
+        assert a.sequences() == 0
+
+
 async def test_many_prompts_are_tokenized_at_once(tiny: Path) -> None:
     async with serving("a", folders={"tiny": tiny}, limits=DriverLimits(8, 32, 16, -1)) as (a,):
         prompts = [Text(f"the quick brown fox number {number} " * 5) for number in range(16)]
-        orders = [request(max_tokens=2).__class__("tiny", prompt, sampling=GREEDY, max_tokens=2) for prompt in prompts]
+        orders = [GenerationRequest("tiny", prompt, sampling=GREEDY, max_tokens=2) for prompt in prompts]
         heard = await asyncio.gather(*(events(a, order) for order in orders))
         assert all(isinstance(each[-1], Finished) for each in heard)

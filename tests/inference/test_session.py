@@ -142,7 +142,7 @@ async def test_a_driver_that_is_gone_ends_the_session(bench: Bench) -> None:
     bench.system.stop(ActorRef("a", "/driver"))
     fault = (await bench.outcomes())[-1]
     assert isinstance(fault, ActorStopped)
-    assert "driver was lost" in fault.message
+    assert "driver ended" in fault.message
 
 
 async def test_a_session_that_is_stopped_while_it_submits_cancels_what_it_is_given(bench: Bench) -> None:
