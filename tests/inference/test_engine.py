@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -386,6 +387,28 @@ async def test_loading_tells_its_progress_on_the_event_loop(tiny: Path) -> None:
 
         await a.engine.load("tiny", progress=watch)
     assert ("loading", heard[-1][1]) in heard
+
+
+@pytest.mark.parametrize("early", [False, True])
+async def test_unloading_gives_all_the_memory_back(early: bool, tmp_path: Path) -> None:
+    folder = tiny_llama(tmp_path / "model", hidden=256, vocab=4000)
+    async with serving("a", folders={"tiny": folder}) as (a,):
+        gc.collect()
+        before = await a.compute.run(mx.get_active_memory)
+        await a.engine.load("tiny")
+        weights = a.telemetry.events[0]
+        assert isinstance(weights, ModelLoaded)
+        assert await a.compute.run(mx.get_active_memory) - before >= weights.bytes > 4_000_000
+        if early:
+            # Steps of the last generation may still be on their way.
+            async with begun(a, request(max_tokens=LONG)):
+                pass
+        else:
+            await events(a, request())
+        await a.engine.unload("tiny")
+        await eventually(lambda: any(isinstance(event, ModelUnloaded) for event in a.telemetry.events))
+        assert await a.compute.run(mx.get_active_memory) - before < 100_000
+        assert await a.compute.run(mx.get_cache_memory) < 100_000
 
 
 # -- refusals -------------------------------------------------------------------------------------------------------
