@@ -18,6 +18,9 @@ from runtime.http.access import is_loopback, is_wildcard
 from runtime.http.settings import DEFAULT_PORT, HttpSettings
 
 _BACKLOG = 2048
+_KEEP_ALIVE_SECONDS = 75
+"""How long an idle connection stays open: longer than clients keep theirs (httpx: 5 s), so that they close it first and
+never send a request into a connection that is just being closed here."""
 _LAST_WORDS_SECONDS = 2.0
 """How long cancelled requests may take to tell their clients."""
 
@@ -81,6 +84,7 @@ async def serve(app: ASGIApp, settings: HttpSettings) -> AsyncIterator[Listener]
             server_header=False,
             backlog=_BACKLOG,
             timeout_graceful_shutdown=settings.shutdown_seconds,
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         )
     )
     task = asyncio.create_task(server.serve(sockets=sockets), name=f"http server on port {listener.port}")
