@@ -9,21 +9,14 @@ from typing import Any
 
 import msgspec
 from loguru import logger
-from websockets.asyncio.connection import Connection
-from websockets.exceptions import ConnectionClosed
 
 from runtime.actors import Answer, Failure, Gone, Lane, Signal, Unwatch, Watch
 from runtime.errors import MailboxFull, PeerUnreachable, ProtocolError, RuntimeFault, TooLarge
 from runtime.wire.chunk import Reassembler, frames
 from runtime.wire.codec import UnknownMessage, decode, encode
+from runtime.wire.connection import NORMAL, POLICY, Connection, ConnectionEnded
 from runtime.wire.limits import Limits
 from runtime.wire.tensor import Buffer
-
-GOING_AWAY = 1001
-"""WebSocket close code of a node that shuts down (RFC 6455, 7.4.1)."""
-NORMAL = 1000
-POLICY = 1008
-"""WebSocket close code for a peer that broke the rules."""
 
 
 class PeerInfo(msgspec.Struct, frozen=True):
@@ -108,7 +101,7 @@ class Link:
         """Set when the session is over."""
         self.last_received = asyncio.get_running_loop().time()
         """When the last frame came, on the event loop's clock."""
-        self._sockets = {Lane.CONTROL: control, Lane.BULK: bulk}
+        self._connections = {Lane.CONTROL: control, Lane.BULK: bulk}
         self._largest = {Lane.CONTROL: limits.control_message, Lane.BULK: limits.bulk_message}
         self._outboxes = {lane: _Outbox(lane, limits, self.traffic[lane]) for lane in Lane}
         self._deliver = deliver
@@ -183,9 +176,7 @@ class Link:
             await asyncio.shield(self._closing)
 
     async def _shut(self, code: int, reason: str) -> None:
-        # A close reason has at most 123 bytes (RFC 6455, 5.5).
-        text = reason.encode()[:120].decode(errors="ignore")
-        await asyncio.gather(*(socket.close(code, text) for socket in self._sockets.values()))
+        await asyncio.gather(*(connection.close(code, reason) for connection in self._connections.values()))
 
     def _run(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.get_running_loop().create_task(self._guard(work), name=f"{self.peer.node} {name}")
@@ -196,8 +187,8 @@ class Link:
         """Whatever ends one of the tasks ends the session, and nothing more."""
         try:
             await work
-        except ConnectionClosed as error:
-            self.close(_why(error))
+        except ConnectionEnded as ended:
+            self.close(str(ended))
         except ProtocolError as fault:
             logger.warning("node {} is cut off: it broke the protocol: {}", self.peer.node, fault)
             self.close(f"protocol error: {fault}", POLICY)
@@ -206,25 +197,23 @@ class Link:
             self.close(f"internal error: {error!r}", POLICY)
 
     async def _write(self, lane: Lane, first: bytes | None) -> None:
-        socket, outbox, traffic = self._sockets[lane], self._outboxes[lane], self.traffic[lane]
+        connection, outbox, traffic = self._connections[lane], self._outboxes[lane], self.traffic[lane]
         if first is not None:
-            await socket.send(first)
+            await connection.send(first)
         while True:
             parts, size = await outbox.next()
             for frame in frames(parts):
-                await socket.send(frame)
+                await connection.send(frame)
                 traffic.frames_out += 1
                 traffic.bytes_out += len(frame)
             outbox.written(size)
 
     async def _read(self, lane: Lane) -> None:
-        socket, traffic = self._sockets[lane], self.traffic[lane]
+        connection, traffic = self._connections[lane], self.traffic[lane]
         loop = asyncio.get_running_loop()
         reassembler = Reassembler(self._largest[lane])
         while True:
-            frame = await socket.recv()
-            if isinstance(frame, str):
-                raise ProtocolError("a text frame came; every frame of the protocol is binary")
+            frame = await connection.recv()
             self.last_received = loop.time()
             traffic.frames_in += 1
             traffic.bytes_in += len(frame)
@@ -248,13 +237,3 @@ class Link:
             self.send(Failure(ask_id, fault.code, fault.message), Lane.CONTROL)
         except (PeerUnreachable, MailboxFull) as unsent:
             logger.debug("the refusal of a message is not sent: {}", unsent)
-
-
-def _why(error: ConnectionClosed) -> str:
-    """Say in words how a connection ended."""
-    close = error.rcvd
-    if close is None:
-        return "the connection was lost"
-    if close.code == GOING_AWAY:
-        return "the node shut down"
-    return f"the node closed the link: {close.reason or close.code}"

@@ -19,9 +19,11 @@ from runtime.errors import (
     TooLarge,
 )
 from runtime.wire import DialState, Network, Tensor
+from runtime.wire.connection import ConnectionEnded
 from runtime.wire.handshake import Identity
 from runtime.wire.limits import KIB, MIB
-from runtime.wire.opening import READY, SUBPROTOCOL, introduce
+from runtime.wire.opening import READY, introduce
+from runtime.wire.websocket import SUBPROTOCOL, WebSocketConnection
 from tests.wire.loopback import FAST, Node, Observer, eventually, log_lines, nodes, pair
 from tests.wire.messages import Double, Doubler, Hold, Number, Store
 
@@ -29,7 +31,7 @@ from tests.wire.messages import Double, Doubler, Hold, Number, Store
 async def impostor(node: Node, lane: Lane, session: bytes, name: str = "z") -> ClientConnection:
     """Dial a node as a peer that knows the key, and may then do as it likes."""
     socket = await connect(f"ws://{node.address}/", subprotocols=[SUBPROTOCOL], compression=None, proxy=None)
-    await introduce(socket, Identity(name, 1, session[:8], ""), b"", lane, session)
+    await introduce(WebSocketConnection(socket), Identity(name, 1, session[:8], ""), b"", lane, session)
     return socket
 
 
@@ -196,7 +198,7 @@ async def test_a_node_that_was_restarted_replaces_its_earlier_life_whose_link_ha
             identity = Identity("z", boot, instance, "127.0.0.1:9")
             for lane in Lane:
                 socket = await connect(f"ws://{a.address}/", subprotocols=[SUBPROTOCOL], compression=None, proxy=None)
-                await introduce(socket, identity, b"", lane, session)
+                await introduce(WebSocketConnection(socket), identity, b"", lane, session)
                 sockets.append(socket)
             await eventually(partial(_is_linked_to, a, instance))
         assert a.downs == [("z", "the node was restarted")]
@@ -300,7 +302,7 @@ async def test_a_peer_that_speaks_for_another_node_is_cut_off() -> None:
 
 async def test_a_bulk_connection_of_no_session_is_refused() -> None:
     async with nodes("a") as (a,):
-        with pytest.raises(ConnectionClosed):
+        with pytest.raises(ConnectionEnded):
             await impostor(a, Lane.BULK, secrets.token_bytes(16))
 
 
