@@ -63,11 +63,13 @@ class ReplyTo:
 class Envelope:
     """A message in a mailbox."""
 
-    __slots__ = ("message", "reply")
+    __slots__ = ("consumed", "message", "reply")
 
-    def __init__(self, message: Message, reply: ReplyTo | None) -> None:
+    def __init__(self, message: Message, reply: ReplyTo | None, consumed: Callable[[], None] | None = None) -> None:
+        """``consumed`` is called when the actor is done with the message; see :meth:`ActorSystem.deliver`."""
         self.message = message
         self.reply = reply
+        self.consumed = consumed
 
 
 class _Stop:
@@ -252,6 +254,8 @@ class Cell:
                 raise
             finally:
                 self._current = None
+                if item.consumed is not None:
+                    item.consumed()
             turns += 1
             if turns >= TURNS_BEFORE_YIELD:
                 turns = 0

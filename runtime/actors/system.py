@@ -257,16 +257,20 @@ class ActorSystem:
 
     # -- from other nodes -------------------------------------------------------------------------------------------
 
-    def deliver(self, node: str, signal: Signal) -> None:
-        """Act on a signal that came from ``node``."""
+    def deliver(self, node: str, signal: Signal, consumed: Callable[[], None] | None = None) -> None:
+        """Act on a signal that came from ``node``.
+
+        ``consumed`` is called when an actor has handled the message, and is let go of when none will: it makes its
+        own conclusions from that.
+        """
         match signal:
             case Tell(target, message):
                 try:
-                    self._admit(target, Envelope(message, None))
+                    self._admit(target, Envelope(message, None, consumed))
                 except ActorError as fault:
                     self.dead_letter(target, message, fault.code)
             case Ask(target, message, ask_id, timeout_ms):
-                self._deliver_ask(node, target, message, ask_id, timeout_ms)
+                self._deliver_ask(node, target, message, ask_id, timeout_ms, consumed)
             case Answer(ask_id, value):
                 self._settle(ask_id, value, node)
             case Failure(ask_id, code, text):
@@ -313,14 +317,22 @@ class ActorSystem:
             if dropped.reply is not None:
                 dropped.reply.fail(ActorStopped(f"{target} dropped the request: newer messages took its place"))
 
-    def _deliver_ask(self, node: str, target: ActorRef, message: Message, ask_id: int, timeout_ms: int) -> None:
+    def _deliver_ask(
+        self,
+        node: str,
+        target: ActorRef,
+        message: Message,
+        ask_id: int,
+        timeout_ms: int,
+        consumed: Callable[[], None] | None,
+    ) -> None:
         del timeout_ms  # the asker's own clock decides; a late answer is dropped and counted there
         reply = ReplyTo(
             lambda value: self._send_answer(node, Answer(ask_id, value)),
             lambda fault: self._send_or_log(node, Failure(ask_id, fault.code, fault.message)),
         )
         try:
-            self._admit(target, Envelope(message, reply))
+            self._admit(target, Envelope(message, reply, consumed))
         except ActorError as fault:
             reply.fail(fault)
 
