@@ -6,7 +6,20 @@ from runtime.actors.mailbox import Mailbox, Overflow
 from runtime.actors.message import Down, Lane, Message, Request, UnknownTag, message_type, tag_of
 from runtime.actors.ref import CURRENT, ActorRef
 from runtime.actors.restart import Restart, RestartBudget
-from runtime.actors.signal import Answer, Ask, Failure, Gone, Signal, Tell, Transport, Unwatch, Watch, lane_of
+from runtime.actors.signal import (
+    Answer,
+    Ask,
+    Caller,
+    Cancel,
+    Failure,
+    Gone,
+    Signal,
+    Tell,
+    Transport,
+    Unwatch,
+    Watch,
+    lane_of,
+)
 from runtime.actors.system import ActorSystem
 
 __all__ = [
@@ -16,6 +29,8 @@ __all__ = [
     "ActorSystem",
     "Answer",
     "Ask",
+    "Caller",
+    "Cancel",
     "Context",
     "Down",
     "Failure",

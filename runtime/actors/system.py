@@ -20,6 +20,7 @@ from runtime.actors.restart import Restart
 from runtime.actors.signal import (
     Answer,
     Ask,
+    Cancel,
     Failure,
     Gone,
     Signal,
@@ -75,9 +76,11 @@ class ActorSystem:
     top-level actor cannot be kept alive: the node is then not worth keeping either.
     """
 
-    def __init__(self, node: str, escalation: Callable[[Exception], None] | None = None) -> None:
+    def __init__(
+        self, node: str, escalation: Callable[[Exception], None] | None = None, boot: int | None = None
+    ) -> None:
         self.node = node
-        self.boot = time.time_ns() // 1_000_000
+        self.boot = time.time_ns() // 1_000_000 if boot is None else boot
         """Milliseconds since the epoch at start; the high part of every incarnation, so a node's lives differ."""
         self.dead_letters: Counter[str] = Counter()
         self._escalation = escalation
@@ -271,6 +274,8 @@ class ActorSystem:
                     self.dead_letter(target, message, fault.code)
             case Ask(target, message, ask_id, timeout_ms):
                 self._deliver_ask(node, target, message, ask_id, timeout_ms, consumed)
+            case Cancel(ask_id):
+                logger.debug("node {} does not wait for its ask {} any more", node, ask_id)
             case Answer(ask_id, value):
                 self._settle(ask_id, value, node)
             case Failure(ask_id, code, text):

@@ -21,7 +21,7 @@ import msgspec
 from msgspec import Raw
 
 from runtime.actors import ActorRef, Message, UnknownTag, message_type, tag_of
-from runtime.actors.signal import Answer, Ask, Failure, Gone, Signal, Tell, Unwatch, Watch
+from runtime.actors.signal import Answer, Ask, Caller, Cancel, Failure, Gone, Signal, Tell, Unwatch, Watch
 from runtime.errors import ProtocolError, TooLarge
 from runtime.wire.tensor import Buffer, Tensor, tensor_bytes
 
@@ -58,6 +58,7 @@ class _Ask(msgspec.Struct, frozen=True, array_like=True, tag=1):
     message: Raw
     id: int
     timeout_ms: int
+    chain: tuple[tuple[_Address, int], ...] = ()
 
 
 class _Answer(msgspec.Struct, frozen=True, array_like=True, tag=2):
@@ -85,7 +86,11 @@ class _Gone(msgspec.Struct, frozen=True, array_like=True, tag=6):
     reason: str
 
 
-_Envelope = _Tell | _Ask | _Answer | _Failure | _Watch | _Unwatch | _Gone
+class _Cancel(msgspec.Struct, frozen=True, array_like=True, tag=7):
+    id: int
+
+
+_Envelope = _Tell | _Ask | _Answer | _Failure | _Watch | _Unwatch | _Gone | _Cancel
 _decoder: msgspec.msgpack.Decoder[_Envelope] = msgspec.msgpack.Decoder(_Envelope)
 
 
@@ -138,8 +143,11 @@ def _to_envelope(signal: Signal, tensors: list[Buffer]) -> _Envelope:
     match signal:
         case Tell(target, message):
             return _Tell(_address(target), tag_of(message), _body(message, tensors))
-        case Ask(target, message, ask_id, timeout_ms):
-            return _Ask(_address(target), tag_of(message), _body(message, tensors), ask_id, timeout_ms)
+        case Ask(target, message, ask_id, timeout_ms, chain):
+            callers = tuple((_address(caller.ref), caller.ask) for caller in chain)
+            return _Ask(_address(target), tag_of(message), _body(message, tensors), ask_id, timeout_ms, callers)
+        case Cancel(ask_id):
+            return _Cancel(ask_id)
         case Answer(ask_id, None):
             return _Answer(ask_id, None, _NIL)
         case Answer(ask_id, value):
@@ -159,8 +167,11 @@ def _from_envelope(envelope: _Envelope, tensors: memoryview) -> Signal:
     match envelope:
         case _Tell(target, tag, body):
             return Tell(ActorRef(*target), _message(tag, body, tensors, None))
-        case _Ask(target, tag, body, ask_id, timeout_ms):
-            return Ask(ActorRef(*target), _message(tag, body, tensors, ask_id), ask_id, timeout_ms)
+        case _Ask(target, tag, body, ask_id, timeout_ms, chain):
+            callers = tuple(Caller(ActorRef(*address), ask) for address, ask in chain)
+            return Ask(ActorRef(*target), _message(tag, body, tensors, ask_id), ask_id, timeout_ms, callers)
+        case _Cancel(ask_id):
+            return Cancel(ask_id)
         case _Answer(ask_id, None, _):
             return Answer(ask_id, None)
         case _Answer(ask_id, str(tag), body):
