@@ -15,6 +15,7 @@ weather lets it through; and a sender waits while the other side has a window's 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import itertools
 from collections import deque
 from collections.abc import Callable
@@ -83,7 +84,8 @@ class Wires:
         """Looked up for each frame, so it may be exchanged at any time."""
         self._window = window
         self._listeners: dict[tuple[str, int], _MemoryListener] = {}
-        self._ends: dict[str, set[MemoryConnection]] = {}
+        self._ends: dict[str, dict[MemoryConnection, None]] = {}
+        """In the order of dialling, so that what happens to them does not depend on their hashes."""
         self._numbers = itertools.count(1)
         self._ports = itertools.count(_FIRST_PORT)
 
@@ -102,6 +104,12 @@ class Wires:
         for end in list(self._ends.get(host, ())):
             end.lose(silently)
 
+    def reset(self, route: Route) -> None:
+        """End the sending end of a route: its host was told that the other side does not know the connection."""
+        for end in list(self._ends.get(route.source, ())):
+            if end.route == route:
+                end.end(ConnectionEnded(ABNORMAL))
+
     # -- for the classes below --------------------------------------------------------------------------------------
 
     async def connect(self, source: str, host: str, port: int) -> Connection:
@@ -119,7 +127,7 @@ class Wires:
         near, far = MemoryConnection(self, there, self._window), MemoryConnection(self, back, self._window)
         near.other, far.other = far, near
         for end in (near, far):
-            self._ends.setdefault(end.route.source, set()).add(end)
+            self._ends.setdefault(end.route.source, {})[end] = None
         listener.accept(far)
         return near
 
@@ -139,7 +147,7 @@ class Wires:
 
     def forget(self, end: MemoryConnection) -> None:
         """Forget one end of a connection."""
-        self._ends.get(end.route.source, set()).discard(end)
+        self._ends.get(end.route.source, {}).pop(end, None)
 
 
 class _MemoryMedium(Medium):
@@ -270,11 +278,15 @@ class _MemoryListener(Listener):
         self.admit = admit
         self._wires = wires
         self._serve = serve
+        # Who dials runs the code that accepts, and the connection is to be served as its listener's all the same.
+        self._context = contextvars.copy_context()
         self._open: dict[asyncio.Task[None], Connection] = {}
 
     def accept(self, connection: Connection) -> None:
         """Serve a connection, in a task of its own."""
-        task = asyncio.get_running_loop().create_task(self._run(connection), name=f"serve {connection.host}")
+        task = asyncio.get_running_loop().create_task(
+            self._run(connection), name=f"serve {connection.host}", context=self._context.copy()
+        )
         self._open[task] = connection
         task.add_done_callback(self._open.pop)
 

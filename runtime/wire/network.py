@@ -147,10 +147,10 @@ class Network:
         """Dial these addresses, and none but these, until each has a link; links that are there stay."""
         if self._closing:
             return
-        for address in self._dialling.keys() - addresses:
+        for address in sorted(self._dialling.keys() - addresses):
             self._known_at.pop(address, None)
             self._spawn(self._dialling.pop(address).stop())
-        for address in addresses - self._dialling.keys():
+        for address in sorted(addresses - self._dialling.keys()):
             self._dialling[address] = Dialling(address, self._limits, self._open, self._link_at)
 
     def dials(self) -> tuple[DialStatus, ...]:
