@@ -15,7 +15,7 @@ from loguru import logger
 
 from runtime import __version__
 from runtime.actors import ActorRef, ActorSystem
-from runtime.cluster import Ledger, Membership, NodeInfo, NodeProfile, Registry, ServedModel
+from runtime.cluster import DetectorSettings, Ledger, Membership, NodeInfo, NodeProfile, Registry, ServedModel
 from runtime.config.load import Config
 from runtime.errors import RuntimeFault
 from runtime.http.admin import NodeEntry, NodeStatus, admin_router
@@ -35,12 +35,14 @@ from runtime.inference.stage import STAGES, StageHost
 from runtime.spi import Frontend, ModelFamily, ModelSource, NodeMemory, PeerChanged, Telemetry
 from runtime.spi.hookspecs import PluginContext
 from runtime.spi.loader import PluginRecord, Plugins, Role
-from runtime.wire import Network
+from runtime.wire import DialStatus, Limits, Network
 
 DRAIN_SECONDS = 10.0
 """How long a stopping node lets its actors finish."""
 WAITING_PER_SEQUENCE = 16
 """Generations that may wait for each that may run."""
+MOST_NODES = 256
+"""Nodes of a cluster in which not all are pinged; each still has a link to each."""
 
 
 class Node:
@@ -64,6 +66,7 @@ class Node:
             self.system,
             key=cluster.key.get_secret_value().encode() if cluster.key else b"",
             advertise=str(cluster.advertise_address) if cluster.advertise_address else None,
+            limits=Limits() if cluster.membership == "mesh" else Limits(peers=MOST_NODES - 1),
         )
         self._families: dict[str, ModelFamily] = self._providers("family", config.roles.families)
         self._telemetry: dict[str, Telemetry] = self._providers("telemetry", config.roles.telemetry)
@@ -72,7 +75,12 @@ class Node:
 
         self.ledger = Ledger(self.system, self._memory)
         self.membership = Membership(
-            self.system, self._network, self._provider("discovery", config.roles.discovery), self._profile
+            self.system,
+            self._network,
+            self._provider("discovery", config.roles.discovery),
+            self._profile,
+            self._detector_settings(),
+            cluster.membership,
         )
         self.registry = Registry(self.system, self._network)
         self.compute = ComputeThread()
@@ -107,7 +115,15 @@ class Node:
         self.registry.start()
         self.membership.subscribe(self._peer_changed)
         self.system.spawn(
-            lambda: StageHost(self._catalogue, self._families, self.compute, self._board, self._sinks), STAGES
+            lambda: StageHost(
+                self._catalogue,
+                self._families,
+                self.compute,
+                self._board,
+                self._sinks,
+                self.membership.pausing,
+            ),
+            STAGES,
         )
         self.system.spawn(lambda: Models(self._new_driver, self._served_by, self._peers), MODELS)
         listen = self.config.cluster.listen_address
@@ -178,8 +194,16 @@ class Node:
         )
 
     def nodes(self) -> list[NodeEntry]:
-        """List the nodes known, this one first."""
-        return [_entry(info) for info in self.membership.members()]
+        """List the nodes known, this one first, and the addresses that are dialled in vain last."""
+        members = self.membership.members()
+        known = {info.address for info in members} | {info.name for info in members}
+        # Where a known node is, or was before it moved, says nothing new; a refusal does, whoever it comes from.
+        unreached = (
+            status
+            for status in self.membership.unreached()
+            if status.lasting or not known & {status.address, status.node}
+        )
+        return [*map(_entry, members), *map(_unreached_entry, unreached)]
 
     def plugins(self) -> tuple[PluginRecord, ...]:
         """List the plugins found, with their state."""
@@ -195,6 +219,18 @@ class Node:
 
     def _providers(self, role: Role, names: tuple[str, ...]) -> dict[str, Any]:
         return {name: self._provider(role, name) for name in names}
+
+    def _detector_settings(self) -> DetectorSettings:
+        cluster = self.config.cluster
+        return DetectorSettings(
+            heartbeat=cluster.heartbeat,
+            phi=cluster.phi,
+            least_deviation=cluster.least_deviation,
+            acceptable_pause=cluster.acceptable_pause,
+            longest_silence=cluster.longest_silence,
+            probes=cluster.probes,
+            probe_timeout=cluster.probe_timeout,
+        )
 
     def _placing_settings(self) -> PlacingSettings:
         models = self.config.models
@@ -284,8 +320,25 @@ def _entry(info: NodeInfo) -> NodeEntry:
         memory_available=profile.memory.available if profile else 0,
         version=profile.version if profile else "unknown",
         rtt=info.rtt,
+        phi=info.phi,
         last_seen=None if info.local else info.last_seen,
         reason=info.reason,
+    )
+
+
+def _unreached_entry(status: DialStatus) -> NodeEntry:
+    return NodeEntry(
+        name=status.node or "",
+        state="unreached",
+        address=status.address,
+        backend="unknown",
+        memory_total=0,
+        memory_available=0,
+        version="unknown",
+        rtt=None,
+        phi=None,
+        last_seen=None,
+        reason=status.reason,
     )
 
 

@@ -319,6 +319,16 @@ def _contradictions(config: Config) -> Iterator[str]:
             f"{config.origin('cluster.advertise')}: cluster.advertise is {cluster.advertise}, but cluster.listen is "
             "not set, so no peer could connect"
         )
+    if cluster.acceptable_pause < cluster.heartbeat:
+        yield (
+            f"{config.origin('cluster.acceptable_pause')}: cluster.acceptable_pause is {cluster.acceptable_pause:g}, "
+            f"less than the {cluster.heartbeat:g} s between two signs of life (cluster.heartbeat)"
+        )
+    if cluster.longest_silence <= cluster.acceptable_pause:
+        yield (
+            f"{config.origin('cluster.longest_silence')}: cluster.longest_silence is {cluster.longest_silence:g}, so "
+            f"that the acceptable pause of {cluster.acceptable_pause:g} s (cluster.acceptable_pause) is never granted"
+        )
 
 
 def _unusable_roles(config: Config, plugins: Plugins, sections: Mapping[str, type[PluginSection]]) -> Iterator[str]:

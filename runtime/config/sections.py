@@ -121,6 +121,22 @@ class ClusterSection(Section):
     key: Secret | None = None
     """What every node of the cluster must know; read from :attr:`key_file` where that is set."""
     key_file: Path | None = None
+    membership: Literal["mesh", "swim", "auto"] = "auto"
+    """Whether all peers are pinged, some of them, or as the number of nodes asks for."""
+    heartbeat: float = Field(default=0.5, ge=0.05, le=60)
+    """Seconds between two signs of life."""
+    phi: float = Field(default=8.0, ge=1, le=100)
+    """How unlikely a silence has to be for a suspicion."""
+    least_deviation: float = Field(default=0.2, gt=0, le=60)
+    """Seconds that the gaps between signs of life are taken to stray by at least."""
+    acceptable_pause: float = Field(default=3.0, ge=0, le=600)
+    """Seconds that a peer may be silent beyond its usual gap."""
+    longest_silence: float = Field(default=6.0, gt=0, le=3600)
+    """Seconds of silence after which a peer is suspect in any case."""
+    probes: int = Field(default=3, ge=0, le=64)
+    """How many others are asked to probe a suspect."""
+    probe_timeout: float = Field(default=1.5, gt=0, le=600)
+    """Seconds that they have before it is down."""
 
     @property
     def listen_address(self) -> Address | None:

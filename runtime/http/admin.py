@@ -49,8 +49,9 @@ class NodeEntry(msgspec.Struct, frozen=True):
     """A node as this one sees it."""
 
     name: str
+    """Empty for an address where nobody has told a name."""
     state: str
-    """``self``, ``up``, ``suspect`` or ``down``."""
+    """``self``, ``up``, ``suspect``, ``down``; or ``unreached``, which is an address that nobody could be linked to."""
     address: str
     backend: str
     memory_total: int
@@ -58,8 +59,11 @@ class NodeEntry(msgspec.Struct, frozen=True):
     version: str
     rtt: float | None
     """Round trip in seconds; None for itself, and before the first measurement."""
+    phi: float | None
+    """How unlikely its silence is: the negative decimal logarithm of the chance that it is only late. None for itself,
+    and where not every peer is pinged."""
     last_seen: float | None
-    """Seconds ago; None for itself."""
+    """Seconds ago; None for itself, and for who was never seen."""
     reason: str | None
     """Why it is not up."""
 
@@ -72,7 +76,7 @@ class Inspector(Protocol):
         ...
 
     def nodes(self) -> list[NodeEntry]:
-        """List the nodes known, this one first."""
+        """List the nodes known, this one first, and the addresses that are dialled in vain last."""
         ...
 
     def plugins(self) -> Sequence[msgspec.Struct]:

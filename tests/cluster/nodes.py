@@ -11,7 +11,9 @@ from runtime.cluster import DetectorSettings, Ledger, Membership, NodeInfo, Node
 from runtime.spi import Discovery, NodeMemory
 from tests.wire.loopback import Node
 
-BRISK = DetectorSettings(heartbeat=0.05, suspect=0.5, down=1.5)
+BRISK = DetectorSettings(
+    heartbeat=0.05, least_deviation=0.05, acceptable_pause=0.5, longest_silence=1.0, probe_timeout=0.3
+)
 
 
 class Seeds(Discovery):

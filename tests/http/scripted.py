@@ -188,9 +188,19 @@ class ScriptedInspector:
 
     def nodes(self) -> list[NodeEntry]:
         return [
-            NodeEntry("alpha", "self", "127.0.0.1:7001", "cpu", 16 * 2**30, 8 * 2**30, "0.1.0", None, None, None),
+            NodeEntry("alpha", "self", "127.0.0.1:7001", "cpu", 16 * 2**30, 8 * 2**30, "0.1.0", None, None, None, None),
             NodeEntry(
-                "beta", "down", "127.0.0.1:7002", "metal", 2**30, 2**29, "0.1.0", 0.0021, 12.0, "no answer to probes"
+                "beta",
+                "down",
+                "127.0.0.1:7002",
+                "metal",
+                2**30,
+                2**29,
+                "0.1.0",
+                0.0021,
+                9.5,
+                12.0,
+                "no answer to probes",
             ),
         ]
 
