@@ -12,6 +12,7 @@ from runtime.cluster import NodeInfo, PeerState
 from runtime.testing.clock import DEFAULT_LIMIT, run
 from runtime.testing.simulation.node import NodeSettings, SimulatedNode, address_of
 from runtime.testing.simulation.process import SimulationLoop
+from runtime.testing.simulation.replay import Recorder, replay
 from runtime.testing.simulation.trace import Trace
 from runtime.testing.simulation.weather import Conditions, SeededWeather
 from runtime.wire.memory import Wires
@@ -66,6 +67,7 @@ class Simulation:
         self.weather = SeededWeather(chance, self.trace, conditions or Conditions())
         """The network; change its :attr:`~SeededWeather.conditions` at any time."""
         self.weather.wires = self._wires = Wires(self.weather)
+        self._recorder = Recorder()
         self._lives: list[SimulatedNode] = []
         self._seed = seed
         self._global_state = random.getstate()
@@ -155,6 +157,27 @@ class Simulation:
         else:
             self.weather.reading[name] = bytes_a_second
 
+    async def duplicate(self, target: str, seconds: float = 10.0) -> int:
+        """Try to have a node take again what others sent it: repeat, from a host of its own, every connection to it.
+
+        Return how many connections were repeated. Those that are still open after ``seconds`` are closed.
+        """
+        repeated = 0
+        for recording in [one for one in self._recorder.recordings if one.host == target]:
+            frames = len(recording.frames)
+            self.trace.note(self.now, f"repeat {frames} frames to {target}")
+            try:
+                async with asyncio.timeout(seconds):
+                    taken = await replay(recording, self._wires.medium("repeater"))
+            except TimeoutError:
+                taken = frames
+            except OSError as error:
+                self.trace.note(self.now, f"nobody takes them: {error}")
+                continue
+            self.trace.note(self.now, f"{taken} of {frames} were taken")
+            repeated += 1
+        return repeated
+
     # -- time -------------------------------------------------------------------------------------------------------
 
     async def until(self, condition: Callable[[], object], seconds: float = 60.0) -> None:
@@ -204,7 +227,8 @@ class Simulation:
     async def _boot(self, name: str, known: Collection[str]) -> SimulatedNode:
         seeds = frozenset(address_of(other) for other in known if other != name)
         boot = FIRST_BOOT + round(self.now * 1000) + len(self._lives)
-        node = SimulatedNode(name, self._wires.medium(name), seeds, boot, self._settings, self._changed)
+        medium = self._recorder.tap(self._wires.medium(name))
+        node = SimulatedNode(name, medium, seeds, boot, self._settings, self._changed)
         self.nodes[name] = node
         self._lives.append(node)
         await node.listen()
