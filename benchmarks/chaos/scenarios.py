@@ -9,7 +9,7 @@ from functools import partial
 import msgspec
 
 from runtime.cluster import PeerState
-from runtime.testing.simulation import Conditions, Saturation, Simulation, Transition
+from runtime.testing.simulation import Conditions, NodeSettings, Saturation, Simulation, Transition
 
 NAMES = ("a", "b", "c")
 LOSSY = Conditions(latency=0.001, jitter=0.3, loss=0.05)
@@ -100,7 +100,7 @@ WITHOUT_EVENTS: dict[str, Scenario] = {
     "bulk saturated for 60 s": (
         saturated,
         # Slow ones are the hard ones: what a window of bulk takes is what control waits.
-        lambda world: Conditions(bandwidth=world.random.choice((0.6e6, 1.25e6, 2.5e6, 5e6))),
+        lambda world: Conditions(bandwidth=world.random.choice((0.3e6, 0.6e6, 1.25e6, 2.5e6))),
     ),
     "5 % loss with 300 ms jitter": (lossy, lambda world: LOSSY),
     "event loops held up 50 to 500 ms, twice a second": (busy, lambda world: Conditions()),
@@ -120,11 +120,13 @@ LOSSES: dict[str, Scenario] = {
 SCENARIOS = WITHOUT_EVENTS | LOSSES
 
 
-async def play(scenario: str, seed: int, *, keep_frames: bool = False) -> tuple[Outcome, Simulation]:
+async def play(
+    scenario: str, seed: int, *, settings: NodeSettings | None = None, keep_frames: bool = False
+) -> tuple[Outcome, Simulation]:
     """Run one seed of a scenario, on a simulation's event loop; return its outcome, and the simulation, ended."""
     act, conditions = SCENARIOS[scenario]
     complaint = ""
-    async with Simulation(seed, keep_frames=keep_frames) as world:
+    async with Simulation(seed, settings=settings, keep_frames=keep_frames) as world:
         world.weather.conditions = conditions(world)
         try:
             await world.start(*NAMES)
