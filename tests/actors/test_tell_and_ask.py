@@ -102,7 +102,7 @@ async def test_an_ask_has_the_type_of_its_reply(system: ActorSystem) -> None:
     assert reply == Number(0)
 
 
-async def test_an_ask_without_a_reply_in_time_is_a_timeout_and_the_reply_a_dead_letter(system: ActorSystem) -> None:
+async def test_an_ask_without_a_reply_in_time_is_a_timeout_and_the_request_a_dead_letter(system: ActorSystem) -> None:
     actor = Counter()
     ref = await spawn_held(system, actor)
     before = system.now()
@@ -111,7 +111,7 @@ async def test_an_ask_without_a_reply_in_time_is_a_timeout_and_the_reply_a_dead_
     assert system.now() - before == pytest.approx(2.5)
     actor.gate.set()
     assert await system.ask(ref, Total(), 1.0) == Number(0)
-    assert system.dead_letters == {"late_reply": 1}
+    assert system.dead_letters.counts == {"cancelled": 1}
 
 
 async def test_an_ask_that_its_caller_cancels_leaves_nothing_behind(system: ActorSystem) -> None:
@@ -122,11 +122,11 @@ async def test_an_ask_that_its_caller_cancels_leaves_nothing_behind(system: Acto
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking
-    assert not system._pending
-    assert len(system._deadlines) == 0
+    assert not system._asks.pending
+    assert len(system._asks.deadlines) == 0
     actor.gate.set()
     await system.ask(ref, Total(), 1.0)
-    assert system.dead_letters == {"late_reply": 1}
+    assert system.dead_letters.counts == {"cancelled": 1}
 
 
 async def test_a_fault_raised_in_a_request_is_an_answer_and_the_actor_lives_on(system: ActorSystem) -> None:
@@ -162,7 +162,7 @@ async def test_a_reply_can_be_given_later_and_only_the_first_one_counts(system: 
     actor.owed[0].answer(Number(8))
     actor.owed[0].fail(InvalidRequest("no"))
     assert await asking == Number(7)
-    assert not system.dead_letters
+    assert not system.dead_letters.counts
 
 
 async def test_a_fault_after_the_reply_was_taken_is_still_its_answer(system: ActorSystem) -> None:
@@ -211,7 +211,7 @@ async def test_an_answered_reply_is_not_kept(system: ActorSystem) -> None:
     await actor.owes.wait()
     cell = system._find(ref)
     assert cell is not None
-    assert len(cell._taken) == 1
+    assert len(cell._taken or ()) == 1
     actor.owed[0].answer(Number(1))
     await asking
     assert not cell._taken
@@ -229,7 +229,7 @@ async def test_what_is_queued_at_a_stopped_actor_is_answered_or_counted(system: 
     for ask in asks:
         with pytest.raises(ActorStopped, match="stopped before it handled Total"):
             await ask
-    assert system.dead_letters == {"stopped": 1}
+    assert system.dead_letters.counts == {"stopped": 1}
     assert actor.seen == []
 
 
@@ -241,7 +241,7 @@ async def test_a_stop_gets_through_to_an_actor_whose_mailbox_is_full(system: Act
     system.stop(ref)
     actor.gate.set()
     assert await system.stopped(ref) == "normal"
-    assert system.dead_letters == {"stopped": 2}
+    assert system.dead_letters.counts == {"stopped": 2}
 
 
 async def test_a_full_mailbox_names_the_actor_and_the_message(system: ActorSystem) -> None:
@@ -253,7 +253,7 @@ async def test_a_full_mailbox_names_the_actor_and_the_message(system: ActorSyste
         system.tell(ref, Number(3))
     with pytest.raises(MailboxFull, match="here/held does not take Total"):
         await system.ask(ref, Total(), 1.0)
-    assert not system._pending
+    assert not system._asks.pending
     actor.gate.set()
     await asyncio.sleep(0.001)
     assert actor.seen == [1, 2]
@@ -271,7 +271,7 @@ async def test_a_request_that_newer_messages_push_out_is_answered_and_a_message_
     actor.gate.set()
     await asyncio.sleep(0.001)
     assert actor.seen == [2]
-    assert system.dead_letters == {"overflow": 2}
+    assert system.dead_letters.counts == {"overflow": 2}
 
 
 async def test_a_message_to_nobody_is_refused(system: ActorSystem) -> None:
@@ -280,7 +280,7 @@ async def test_a_message_to_nobody_is_refused(system: ActorSystem) -> None:
         system.tell(nobody, Number(1))
     with pytest.raises(ActorStopped, match="no actor lives at here/nobody"):
         await system.ask(nobody, Total(), 1.0)
-    assert not system._pending
+    assert not system._asks.pending
 
 
 async def test_a_stale_reference_never_reaches_the_next_actor_at_its_path(system: ActorSystem) -> None:

@@ -17,6 +17,7 @@ from runtime.actors import (
     ActorSystem,
     Answer,
     Ask,
+    Cancel,
     Down,
     Failure,
     Gone,
@@ -120,10 +121,11 @@ class Network:
 
     def assert_nothing_kept(self) -> None:
         for system in self.systems.values():
-            assert not system._watchers
-            assert not system._remote_watchers
-            assert not system._pending
-            assert len(system._deadlines) == 0
+            assert not system._monitors.watchers
+            assert not system._monitors.remote
+            assert not system._asks.pending
+            assert not system._asks.serving
+            assert len(system._asks.deadlines) == 0
 
 
 class _Link:
@@ -210,7 +212,7 @@ async def test_a_message_to_nobody_is_a_dead_letter_there_and_a_request_is_refus
     a.tell(nobody, Word("hello"))
     with pytest.raises(ActorStopped, match="no actor lives at b/nobody"):
         await a.ask(nobody, Repeat("hello"), 1.0)
-    assert b.dead_letters == {"actor_stopped": 1}
+    assert b.dead_letters.counts == {"actor_stopped": 1}
     await network.shut_down()
 
 
@@ -225,7 +227,7 @@ async def test_a_message_to_a_full_mailbox_is_a_dead_letter_there(
     for text in ("one", "two", "three"):
         a.tell(ref, Word(text))
     await settle()
-    assert b.dead_letters == {"mailbox_full": 2}
+    assert b.dead_letters.counts == {"mailbox_full": 2}
     await network.shut_down()
 
 
@@ -233,10 +235,11 @@ async def test_the_askers_clock_decides_and_a_late_answer_is_counted(
     network: Network, a: ActorSystem, b: ActorSystem
 ) -> None:
     ref = b.spawn(Echo, "echo")
+    network.refusal[Cancel] = MailboxFull("no room to say that it is over")
     with pytest.raises(AskTimeout):
         await a.ask(ref, Delay(2.0), 1.0)
     await asyncio.sleep(2.0)
-    assert a.dead_letters == {"late_reply": 1}
+    assert a.dead_letters.counts == {"late_reply": 1}
     await network.shut_down()
 
 
@@ -295,7 +298,7 @@ async def test_an_answer_from_another_node_or_another_life_of_this_one_is_not_ta
     for former in range(100):
         a.deliver("b", Answer(former, Word("from before the restart")))
     assert await asking == Word("at last")
-    assert a.dead_letters == {"late_reply": 101}
+    assert a.dead_letters.counts == {"late_reply": 101}
     await network.shut_down()
 
 
@@ -351,7 +354,7 @@ async def test_the_other_node_hears_once_of_many_watchers_and_when_the_last_one_
         a.monitor(watcher, ref)
     await settle()
     assert [type(signal) for signal, _ in network.sent] == [Watch]
-    assert b._remote_watchers == {ref: {"a"}}
+    assert b._monitors.remote == {ref: {"a"}}
     a.demonitor(watchers[0], ref)
     for watcher in watchers[1:]:
         a.stop(watcher)
@@ -413,7 +416,7 @@ async def test_every_monitor_across_nodes_gives_exactly_one_down_whatever_happen
     for step, w, t in steps:
         target = latest[t]
         cell = b._find(target)
-        watching = a._cells[f"/watcher{w}"].watching
+        watching = a._cells[f"/watcher{w}"].watching or set()
         match step:
             case "spawn" if f"/target{t}" not in b._cells:
                 latest[t] = b.spawn(Echo, f"target{t}", restart=Restart.TEMPORARY)

@@ -1,0 +1,106 @@
+"""A request at its callee, and the way back to whoever asked."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+from runtime.actors.message import Message
+from runtime.errors import RuntimeFault
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from runtime.actors.cell import Cell
+    from runtime.actors.signal import Caller
+
+
+class Item:
+    """Base of what a mailbox holds beside plain messages."""
+
+    __slots__ = ()
+
+
+class Delivered(Item):
+    """A message that came from another node, which is told when it has been handled."""
+
+    __slots__ = ("consumed", "message")
+
+    def __init__(self, message: Message, consumed: Callable[[], None] | None) -> None:
+        self.message = message
+        self.consumed = consumed
+
+
+class _State(IntEnum):
+    OPEN = 0
+    ANSWERED = 1
+    ABANDONED = 2
+
+
+# Names of the module, because an attribute of an enum class is looked up slowly, and these are on the way of every ask.
+OPEN, ANSWERED, ABANDONED = _State
+
+
+class ReplyTo(Item):
+    """Where the answer to one request goes. The first answer counts, and none does once the asker has given up."""
+
+    __slots__ = ("_when_abandoned", "callee", "chain", "consumed", "message", "state")
+
+    def __init__(self, message: Message, chain: tuple[Caller, ...], consumed: Callable[[], None] | None = None) -> None:
+        self.message = message
+        self.chain = chain
+        """Who waits for the answer, the first asker first."""
+        self.consumed = consumed
+        self.state = OPEN
+        self.callee: Cell | None = None
+        """Set when the request is admitted."""
+        self._when_abandoned: Callable[[], object] | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the asker still waits for an answer."""
+        return self.state is OPEN
+
+    def answer(self, value: Message | None) -> None:
+        """Send the reply."""
+        if self._close(value):
+            self._answer(value)
+
+    def fail(self, fault: RuntimeFault) -> None:
+        """Send a fault instead of a reply."""
+        if self._close(fault):
+            self._fail(fault)
+
+    def abandon(self) -> None:
+        """Nobody waits for the answer any more: let the callee leave off, wherever it is with the request."""
+        if self.state is not OPEN:
+            return
+        self.state = ABANDONED
+        if self.callee is not None:
+            self.callee.abandoned(self)
+        if self._when_abandoned is not None:
+            self._when_abandoned()
+
+    def when_abandoned(self, call: Callable[[], object]) -> None:
+        """Call this if the asker gives up before it has its answer, or at once if it has already."""
+        if self.state is ABANDONED:
+            call()
+        else:
+            self._when_abandoned = call
+
+    def _close(self, what: object) -> bool:
+        """Note that there is an answer; return whether anybody wants it."""
+        if self.state is OPEN:
+            self.state = ANSWERED
+            if self.callee is not None:
+                self.callee.answered(self)
+            return True
+        if self.state is ABANDONED and self.callee is not None:
+            self.callee.answered_late(self, what)
+        return False
+
+    def _answer(self, value: Message | None) -> None:
+        raise NotImplementedError
+
+    def _fail(self, fault: RuntimeFault) -> None:
+        raise NotImplementedError
