@@ -6,9 +6,10 @@ from runtime.wire.connection import Connection, ConnectionEnded, Listener, Mediu
 from runtime.wire.dialling import DialState, DialStatus
 from runtime.wire.handshake import PROTOCOL_VERSION
 from runtime.wire.limits import Limits
-from runtime.wire.link import LaneTraffic, PeerInfo
+from runtime.wire.link import PeerInfo
 from runtime.wire.memory import Weather, Wires
 from runtime.wire.network import Network
+from runtime.wire.session import LaneTraffic
 from runtime.wire.tensor import Buffer, Tensor, tensor_bytes
 from runtime.wire.websocket import WebSockets
 

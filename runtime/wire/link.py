@@ -1,9 +1,8 @@
-"""One session with one peer: two WebSockets, each with a bounded queue, a writer and a reader."""
+"""One session with one peer: two connections, each with a writer and a reader, around a :class:`Session`."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -12,11 +11,10 @@ from loguru import logger
 
 from runtime.actors import Answer, Failure, Gone, Lane, Signal, Unwatch, Watch
 from runtime.errors import MailboxFull, PeerUnreachable, ProtocolError, RuntimeFault, TooLarge
-from runtime.wire.chunk import Reassembler, frames
 from runtime.wire.codec import UnknownMessage, decode, encode
 from runtime.wire.connection import NORMAL, POLICY, Connection, ConnectionEnded
 from runtime.wire.limits import Limits
-from runtime.wire.tensor import Buffer
+from runtime.wire.session import LaneTraffic, Session
 
 
 class PeerInfo(msgspec.Struct, frozen=True):
@@ -30,57 +28,29 @@ class PeerInfo(msgspec.Struct, frozen=True):
     """``host:port`` where it can be dialled; empty if it cannot."""
 
 
-class LaneTraffic(msgspec.Struct):
-    """What one lane of one link has carried."""
+class _Receipt:
+    """Gives back the credit of one message, when it is called or when it is let go of, whichever comes first.
 
-    frames_in: int = 0
-    frames_out: int = 0
-    bytes_in: int = 0
-    bytes_out: int = 0
-    queued_messages: int = 0
-    queued_bytes: int = 0
+    A message may end in many ways (handled, refused, dropped, drained), and its credit must not get lost in any.
+    """
 
+    __slots__ = ("_lane", "_loop", "_session", "_size")
 
-class _Outbox:
-    """What waits to be written to one lane."""
-
-    def __init__(self, lane: Lane, limits: Limits, traffic: LaneTraffic) -> None:
+    def __init__(self, session: Session, lane: Lane, size: int) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._session = session
         self._lane = lane
-        self._most_messages = limits.queue_messages
-        self._most_bytes = limits.control_queue if lane is Lane.CONTROL else limits.bulk_queue
-        self._traffic = traffic
-        self._waiting: deque[tuple[list[Buffer], int]] = deque()
-        self._arrival: asyncio.Future[None] | None = None
-        self.empty = asyncio.Event()
-        self.empty.set()
+        self._size = size
 
-    def put(self, parts: list[Buffer], size: int, share: int) -> None:
-        """Add a payload, unless the queue is fuller than ``share`` times its bounds."""
-        messages, queued = self._traffic.queued_messages, self._traffic.queued_bytes
-        if messages and (messages >= share * self._most_messages or queued + size > share * self._most_bytes):
-            raise MailboxFull(
-                f"{messages} messages ({queued} bytes) wait on the {self._lane.name.lower()} lane, and no more fit"
-            )
-        self._waiting.append((parts, size))
-        self._traffic.queued_messages += 1
-        self._traffic.queued_bytes += size
-        self.empty.clear()
-        if self._arrival is not None and not self._arrival.done():
-            self._arrival.set_result(None)
+    def __call__(self) -> None:
+        if self._size:
+            size, self._size = self._size, 0
+            self._session.consumed(self._lane, size)
 
-    async def next(self) -> tuple[list[Buffer], int]:
-        """Wait for a payload; it counts as queued until :meth:`written`."""
-        while not self._waiting:
-            self._arrival = asyncio.get_running_loop().create_future()
-            await self._arrival
-        return self._waiting.popleft()
-
-    def written(self, size: int) -> None:
-        """Take note that a payload has left."""
-        self._traffic.queued_messages -= 1
-        self._traffic.queued_bytes -= size
-        if not self._traffic.queued_messages:
-            self.empty.set()
+    def __del__(self) -> None:
+        # The garbage collector may run on any thread.
+        if self._size and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._session.consumed, self._lane, self._size)
 
 
 class Link:
@@ -92,18 +62,21 @@ class Link:
         control: Connection,
         bulk: Connection,
         limits: Limits,
-        deliver: Callable[[Link, Signal], None],
+        deliver: Callable[[Link, Signal, Callable[[], None]], None],
         ended: Callable[[Link, str], None],
     ) -> None:
         self.peer = peer
-        self.traffic = {lane: LaneTraffic() for lane in Lane}
         self.closed = asyncio.Event()
         """Set when the session is over."""
         self.last_received = asyncio.get_running_loop().time()
         """When the last frame came, on the event loop's clock."""
         self._connections = {Lane.CONTROL: control, Lane.BULK: bulk}
         self._largest = {Lane.CONTROL: limits.control_message, Lane.BULK: limits.bulk_message}
-        self._outboxes = {lane: _Outbox(lane, limits, self.traffic[lane]) for lane in Lane}
+        self._traffic = {lane: LaneTraffic() for lane in Lane}
+        self._session = Session(limits, self._wake)
+        self._work: dict[Lane, asyncio.Future[None] | None] = dict.fromkeys(Lane)
+        self._flushed = asyncio.Event()
+        self._flushed.set()
         self._deliver = deliver
         self._ended = ended
         self._tasks: set[asyncio.Task[None]] = set()
@@ -133,35 +106,32 @@ class Link:
                 f"{lane.name.lower()} lane, {self._largest[lane]} bytes"
             )
         # Life signs and answers are few, and losing one would leave somebody waiting for ever: they have room of
-        # their own, and a peer that does not even take those is as good as gone.
+        # their own, and a peer that does not even take those is as good as gone. An answer that is refused on the
+        # bulk lane becomes a failure on the control lane.
         vital = isinstance(signal, Answer | Failure | Watch | Unwatch | Gone)
         try:
-            self._outboxes[lane].put(parts, size, share=2 if vital else 1)
+            self._session.put(lane, parts, size, share=2 if vital else 1)
         except MailboxFull as full:
-            if vital:
+            if vital and lane is Lane.CONTROL:
                 self.close(f"it does not read: {full}")
             raise MailboxFull(f"the link to node {self.peer.node} is full: {full}") from None
+        self._flushed.clear()
+
+    def traffic(self, lane: Lane) -> LaneTraffic:
+        """Return what a lane has carried so far, and what it holds."""
+        self._session.report(lane, self._traffic[lane])
+        return msgspec.structs.replace(self._traffic[lane])
 
     async def flush(self) -> None:
         """Wait until everything queued is written, or the session is over."""
-        waits = [asyncio.ensure_future(self._emptied()), asyncio.ensure_future(self.closed.wait())]
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
-            await asyncio.gather(*waits, return_exceptions=True)
-
-    async def _emptied(self) -> bool:
-        for outbox in self._outboxes.values():
-            await outbox.empty.wait()
-        return True
+        await self._flushed.wait()
 
     def close(self, reason: str, code: int = NORMAL) -> None:
         """End the session at once; the connections are closed in the background."""
         if self.closed.is_set():
             return
         self.closed.set()
+        self._flushed.set()
         this = asyncio.current_task()
         for task in self._tasks:
             if task is not this:
@@ -197,32 +167,48 @@ class Link:
             self.close(f"internal error: {error!r}", POLICY)
 
     async def _write(self, lane: Lane, first: bytes | None) -> None:
-        connection, outbox, traffic = self._connections[lane], self._outboxes[lane], self.traffic[lane]
+        connection, traffic = self._connections[lane], self._traffic[lane]
+        loop = asyncio.get_running_loop()
         if first is not None:
             await connection.send(first)
         while True:
-            parts, size = await outbox.next()
-            for frame in frames(parts):
+            for frame in self._session.frames(lane):
                 await connection.send(frame)
                 traffic.frames_out += 1
                 traffic.bytes_out += len(frame)
-            outbox.written(size)
+                if lane is Lane.BULK:
+                    # A connection with room in its buffers does not wait, and would keep the loop to itself.
+                    await asyncio.sleep(0)
+            if self._session.idle():
+                self._flushed.set()
+            self._work[lane] = work = loop.create_future()
+            await work
+
+    def _wake(self, lane: Lane) -> None:
+        work = self._work[lane]
+        if work is not None and not work.done():
+            work.set_result(None)
 
     async def _read(self, lane: Lane) -> None:
-        connection, traffic = self._connections[lane], self.traffic[lane]
+        connection, traffic = self._connections[lane], self._traffic[lane]
         loop = asyncio.get_running_loop()
-        reassembler = Reassembler(self._largest[lane])
         while True:
             frame = await connection.recv()
             self.last_received = loop.time()
             traffic.frames_in += 1
             traffic.bytes_in += len(frame)
-            payload = reassembler.feed(frame)
-            if payload is not None:
-                self._take(payload)
-                del payload  # or it would stay in memory until the next one is complete
+            payloads = self._session.feed(lane, frame)
+            for payload in payloads:
+                self._take(lane, payload)
+                if self.closed.is_set():
+                    return  # what was delivered has ended the session: the rest of the frame belongs to no one
+            if lane is Lane.BULK or len(payloads) > 1:
+                # Frames that are here already come without waiting; let the actors at what they have got.
+                await asyncio.sleep(0)
+            del frame, payloads[:]  # or they would stay in memory until the next one comes
 
-    def _take(self, payload: memoryview) -> None:
+    def _take(self, lane: Lane, payload: memoryview) -> None:
+        receipt = _Receipt(self._session, lane, len(payload))
         try:
             signal = decode(payload)
         except UnknownMessage as fault:
@@ -230,7 +216,11 @@ class Link:
             if fault.ask_id is not None:
                 self._answer_unknown(fault.ask_id, fault)
             return
-        self._deliver(self, signal)
+        self._deliver(self, signal, receipt)
+        if lane is Lane.CONTROL:
+            # Consumed by the node itself, in whose mailboxes it is now: credit that one slow actor could use up
+            # would silence the heartbeats that are sent beside it.
+            receipt()
 
     def _answer_unknown(self, ask_id: int, fault: RuntimeFault) -> None:
         try:

@@ -24,7 +24,6 @@ import msgspec
 
 from runtime.errors import ConfigError, ProtocolError
 from runtime.wire.address import format_address
-from runtime.wire.chunk import MAX_FRAME
 from runtime.wire.connection import (
     ABNORMAL,
     GOING_AWAY,
@@ -37,6 +36,7 @@ from runtime.wire.connection import (
     Serve,
     cut_reason,
 )
+from runtime.wire.frame import MAX_FRAME
 from runtime.wire.tensor import Buffer
 
 WINDOW = 512 * 1024

@@ -23,8 +23,9 @@ from runtime.wire.connection import GOING_AWAY, Connection, Listener, Medium
 from runtime.wire.dialling import Dialling, DialStatus
 from runtime.wire.handshake import NODE_NAME, Acceptor, Identity, Refusal, Refused, name_text
 from runtime.wire.limits import Limits
-from runtime.wire.link import LaneTraffic, Link, PeerInfo
+from runtime.wire.link import Link, PeerInfo
 from runtime.wire.opening import READY, authenticate, await_ready, introduce
+from runtime.wire.session import LaneTraffic
 from runtime.wire.websocket import WebSockets
 
 QUIET = 30.0
@@ -172,9 +173,9 @@ class Network:
         return link.last_received if link else None
 
     def traffic(self, node: str) -> dict[Lane, LaneTraffic]:
-        """What the link to a node has carried; empty if there is none."""
+        """What the link to a node has carried and holds; empty if there is none."""
         link = self._links.get(node)
-        return dict(link.traffic) if link else {}
+        return {lane: link.traffic(lane) for lane in Lane} if link else {}
 
     def disconnect(self, node: str, reason: str) -> None:
         """End the session with a node; it may be dialled again."""
@@ -355,7 +356,7 @@ class Network:
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
-    def _deliver(self, link: Link, signal: Signal) -> None:
+    def _deliver(self, link: Link, signal: Signal, consumed: Callable[[], None]) -> None:
         """Hand a signal to the system, once its addressing is found to be the peer's to use."""
         match signal:
             case Tell(target) | Ask(target) | Watch(target) | Unwatch(target):
@@ -363,11 +364,11 @@ class Network:
             case Gone(target):
                 expected = link.peer.node
             case _:
-                self._system.deliver(link.peer.node, signal)
+                self._system.deliver(link.peer.node, signal, consumed)
                 return
         if target.node != expected:
             raise ProtocolError(f"a {type(signal).__name__} for {target} came, and only {expected} may stand there")
-        self._system.deliver(link.peer.node, signal)
+        self._system.deliver(link.peer.node, signal, consumed)
 
     def _identity(self) -> Identity:
         return Identity(self._system.node, self._system.boot, self._instance, self.address)

@@ -18,7 +18,6 @@ from websockets.typing import Subprotocol
 
 from runtime.errors import ConfigError, ProtocolError
 from runtime.wire.address import format_address
-from runtime.wire.chunk import MAX_FRAME
 from runtime.wire.connection import (
     ABNORMAL,
     NORMAL,
@@ -30,6 +29,7 @@ from runtime.wire.connection import (
     Serve,
     cut_reason,
 )
+from runtime.wire.frame import MAX_FRAME
 from runtime.wire.limits import Limits
 from runtime.wire.tensor import Buffer
 

@@ -19,7 +19,8 @@ from runtime.errors import (
     TooLarge,
 )
 from runtime.wire import DialState, Network, Tensor
-from runtime.wire.connection import ConnectionEnded
+from runtime.wire.connection import POLICY, ConnectionEnded
+from runtime.wire.frame import Grant, batch_frame, grant_frame
 from runtime.wire.handshake import Identity
 from runtime.wire.limits import KIB, MIB
 from runtime.wire.opening import READY, introduce
@@ -33,6 +34,12 @@ async def impostor(node: Node, lane: Lane, session: bytes, name: str = "z") -> C
     socket = await connect(f"ws://{node.address}/", subprotocols=[SUBPROTOCOL], compression=None, proxy=None)
     await introduce(WebSocketConnection(socket), Identity(name, 1, session[:8], ""), b"", lane, session)
     return socket
+
+
+async def _hear_out(socket: ClientConnection) -> None:
+    """Receive until the other side has closed."""
+    while True:
+        await socket.recv()
 
 
 def _settled(*everyone: Node) -> bool:
@@ -286,7 +293,8 @@ async def test_a_peer_that_breaks_the_protocol_is_cut_off_and_the_others_are_not
         await bulk.send(junk)
         await eventually(lambda: a.linked() == ["b"])
         with pytest.raises(ConnectionClosed):
-            await control.recv()
+            await _hear_out(control)
+        assert control.close_code == POLICY
         ref = b.system.spawn(Doubler, "doubler")
         assert await a.system.ask(ref, Double(1), 5) == Number(2)
         assert any("node z is cut off: it broke the protocol" in line for line in lines)
@@ -361,10 +369,12 @@ async def test_an_unknown_message_type_leaves_the_link_up_and_answers_the_ask() 
     async with nodes("a") as (a,):
         session = secrets.token_bytes(16)
         control, bulk = [await impostor(a, lane, session) for lane in Lane]
-        await control.recv()
+        for _ in ("ready", "a grant for each lane", "and the other"):
+            await control.recv()
         envelope = msgspec.msgpack.encode([1, ["a", "/x", 0], "plugin.unheard-of", {}, 7, 100])
         payload = len(envelope).to_bytes(4, "little") + envelope
-        await control.send(b"\x01\0\0\0\0\0\0\0" + len(payload).to_bytes(8, "little") + payload)
+        await control.send(grant_frame(Lane.CONTROL, Grant(1, KIB)))
+        await control.send(batch_frame(0, [payload]))
         answer = await control.recv()
         assert isinstance(answer, bytes)
         assert b"plugin.unheard-of" in answer
