@@ -3,8 +3,11 @@
 Any frame from the peer is a sign of life. How long a silence may last is learnt from the gaps before it
 (:mod:`runtime.cluster.phi`). A silence that is too long makes the peer *suspect*, which is not yet *down*: others are
 asked to probe it, and while any of them reaches it, it is not given up. The peer itself refutes the suspicion with any
-frame. A node that was itself held up does not count that time as the peer's silence (:mod:`runtime.cluster.lag`), and
-a peer that announced a pause is not expected to speak before its end.
+frame. A peer that announced a pause is not expected to speak before its end.
+
+A node that was itself held up (:mod:`runtime.cluster.lag`) does not count that time as the peer's silence before it
+has listened for a whole heartbeat: what came meanwhile is read by then. If it was held up for longer than a peer may
+be, not even then, because a network that was not answered for so long is slow to send again.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ class DetectorSettings(msgspec.Struct, frozen=True):
     """Gaps are taken to stray by no less than this, however regular they were."""
     acceptable_pause: float = 3.0
     """Added to the mean gap: a collection of garbage or a busy moment is no reason for suspicion."""
-    longest_silence: float = 6.0
+    longest_silence: float = 5.5
     """Silence after which a peer is suspect whatever its gaps were, so that a crash is noticed in bounded time."""
     probes: int = 3
     """How many others are asked to probe a suspect."""
@@ -70,13 +73,16 @@ class FailureDetector:
         self._lag = OwnLag(settings.heartbeat, now)
         self._heard = now
         self._forgiven = 0.0
-        """Of the time since the peer was heard, how much this node was not listening."""
+        """Of the time since the peer was heard, how much is not counted as silence."""
+        self._doubt = 0.0
+        """Of that time, how much is not counted yet, because this node has only just come back."""
         self._gap_began = now
         self._gap_excused = 0.0
         """Of the time since then, how much does not belong to the gap."""
         self._paused_until = now
-        self._round = 0.0
-        """For how long the others have been probing."""
+        self._round_began = now
+        """Since when the others have been probing, moved by what is forgiven."""
+        self._round_doubt = 0.0
         self._vouched = False
         """Whether any of them has reached the peer in this round."""
 
@@ -87,7 +93,7 @@ class FailureDetector:
 
     def silence(self, now: float) -> float:
         """Return for how long the peer has been silent without an excuse."""
-        return max(0.0, now - max(self._heard, self._paused_until) - self._forgiven)
+        return max(0.0, now - max(self._heard, self._paused_until) - self._forgiven - self._doubt)
 
     def phi(self, now: float) -> float:
         """Return how unlikely the silence is, from 0 to 300."""
@@ -100,7 +106,7 @@ class FailureDetector:
         if at <= self._heard:
             return
         self._heard = at
-        self._forgiven = 0.0
+        self._forgiven = self._doubt = 0.0
         # A burst is one sign of life: gaps of microseconds would say that the peer never pauses.
         if at - self._gap_began >= self._settings.heartbeat / 2:
             self._gaps.add(max(0.0, at - self._gap_began - self._gap_excused))
@@ -122,27 +128,43 @@ class FailureDetector:
 
     def tick(self, now: float) -> Judgement:
         """Judge the peer. ``DOWN`` is final: a new session gets a new detector."""
-        listened, late = self._lag.tick(now)
-        # What was heard after the node came back is not silence that needs to be forgiven.
-        self._forgiven += min(late, max(0.0, now - self._heard))
-        self._gap_excused += min(late, max(0.0, now - self._gap_began))
+        self._excuse(now)
         settings = self._settings
         match self._state:
             case PeerState.UP if self._is_too_silent(now):
-                self._round, self._vouched = 0.0, False
+                self._begin_round(now)
                 return self._become(PeerState.SUSPECT, probe=True)
             case PeerState.SUSPECT if not self._is_too_silent(now):
                 return self._become(PeerState.UP)
             case PeerState.SUSPECT:
-                self._round += listened
-                if self._round < settings.probe_timeout:
+                if now - self._round_began - self._round_doubt < settings.probe_timeout:
                     return Judgement()
                 if not self._vouched or self.silence(now) >= settings.longest_vouched:
                     return self._become(PeerState.DOWN)
-                self._round, self._vouched = 0.0, False
+                self._begin_round(now)
                 return Judgement(probe=True)
             case _:
                 return Judgement()
+
+    def _begin_round(self, now: float) -> None:
+        self._round_began = now
+        self._round_doubt = 0.0
+        self._vouched = False
+
+    def _excuse(self, now: float) -> None:
+        """Find out whether this node was held up since the last tick."""
+        late = self._lag.tick(now)[1]
+        # What was heard after it came back is not silence that needs an excuse.
+        silent = min(late, max(0.0, now - self._heard))
+        self._gap_excused += min(late, max(0.0, now - self._gap_began))
+        if not late:
+            self._doubt = self._round_doubt = 0.0
+        elif late <= self._settings.acceptable_pause:
+            self._doubt += silent
+            self._round_doubt += late
+        else:
+            self._forgiven += silent
+            self._round_began += late
 
     def _is_too_silent(self, now: float) -> bool:
         return self.silence(now) >= self._settings.longest_silence or self.phi(now) >= self._settings.phi

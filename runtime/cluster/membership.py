@@ -98,8 +98,8 @@ class Membership:
         self._profile = profile
         self._settings = settings or DetectorSettings()
         self._mode = mode
-        # Of the node's own, not of the moment: a simulation with the same seed is to run the same.
-        self._chance = chance or random.Random(f"{system.node} {system.boot}")  # noqa: S311 - no secret is made of it
+        # From the global generator, so that a simulation that seeds that one runs the same again.
+        self._chance = chance or random.Random(random.getrandbits(64))  # noqa: S311 - it chooses peers, not secrets
         self._members: dict[str, _Member] = {}
         self._book = AddressBook()
         self._listeners: list[Callable[[NodeInfo], None]] = []

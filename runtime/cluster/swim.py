@@ -111,11 +111,12 @@ class Swim(Liveness):
                 del self._probes[node]
 
     def pausing(self, seconds: float, now: float) -> Effects:
-        """Tell everybody by gossip, and one member at once."""
+        """Tell everybody by gossip, and some members at once."""
         self._paused_until = now + seconds
         self._assert_myself(now)
         effects = Effects()
-        self._ping_next(now, effects)
+        for node in self._others():
+            self._ping(node, now, effects)
         return effects
 
     def tick(self, now: float) -> Effects:
@@ -286,6 +287,6 @@ class Swim(Liveness):
         """Whether the member was heard so lately that it cannot be down."""
         return now - member.heard - self._late < self._settings.acceptable_pause
 
-    def _others(self, suspect: str) -> tuple[str, ...]:
+    def _others(self, suspect: str = "") -> tuple[str, ...]:
         up = [node for node, member in self._members.items() if member.state is PeerState.UP and node != suspect]
         return tuple(sorted(self._chance.sample(up, min(self._settings.probes, len(up)))))

@@ -131,7 +131,7 @@ class ClusterSection(Section):
     """Seconds that the gaps between signs of life are taken to stray by at least."""
     acceptable_pause: float = Field(default=3.0, ge=0, le=600)
     """Seconds that a peer may be silent beyond its usual gap."""
-    longest_silence: float = Field(default=6.0, gt=0, le=3600)
+    longest_silence: float = Field(default=5.5, gt=0, le=3600)
     """Seconds of silence after which a peer is suspect in any case."""
     probes: int = Field(default=3, ge=0, le=64)
     """How many others are asked to probe a suspect."""
