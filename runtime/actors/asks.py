@@ -32,7 +32,12 @@ class PendingAsk(ReplyTo):
         future: asyncio.Future[Message | None],
         caller: Cell | None,
     ) -> None:
-        super().__init__(message, chain)
+        # Set here and not by the base: this is on the way of every ask.
+        self.message = message
+        self.chain = chain
+        self.consumed = None
+        self.state = OPEN
+        self.callee = None
         self.id = ask_id
         self.target = target
         self.timeout = timeout

@@ -13,7 +13,7 @@ from runtime.actors.actor import Actor, Context
 from runtime.actors.mailbox import Mailbox
 from runtime.actors.message import Message
 from runtime.actors.ref import ActorRef
-from runtime.actors.reply import ANSWERED, OPEN, Delivered, Item, ReplyTo
+from runtime.actors.reply import ABANDONED, ANSWERED, OPEN, Delivered, Item, ReplyTo
 from runtime.actors.restart import Restart
 from runtime.actors.signal import Caller
 from runtime.actors.supervisor import Supervisor
@@ -78,7 +78,6 @@ class Cell:
         "_left_off",
         "_life",
         "_recalled",
-        "_taken",
         "_task",
         "_tasks",
         "_terms",
@@ -97,6 +96,7 @@ class Cell:
         "stopping",
         "supervisor",
         "system",
+        "taken",
         "watching",
     )
 
@@ -137,7 +137,8 @@ class Cell:
         self._tasks: set[asyncio.Task[None]] | None = None
         self._current: ReplyTo | None = None
         """The request in hand, unless its reply was taken."""
-        self._taken: set[ReplyTo] | None = None
+        self.taken: dict[ReplyTo, asyncio.Task[None] | None] | None = None
+        """Requests that the actor answers later, each with the task that works for it, if it has told."""
         self._life = 0
         self._alive = False
         self._draining = False
@@ -228,19 +229,13 @@ class Cell:
         if self._current is None:
             raise Misuse(f"{self.ref} is not handling a request, or has taken its reply already")
         reply, self._current = self._current, None
-        if self._taken is None:
-            self._taken = set()
-        self._taken.add(reply)
+        if self.taken is None:
+            self.taken = {}
+        self.taken[reply] = None
         return reply
 
-    def answered(self, reply: ReplyTo) -> None:
-        """Take note that a request is answered; called by its reply."""
-        if self._taken:
-            self._taken.discard(reply)
-
-    def answered_late(self, reply: ReplyTo, what: object) -> None:
+    def answered_late(self, what: object) -> None:
         """Take note of an answer that nobody waits for any more; called by its reply."""
-        del reply
         self.system.dead_letters.record(self.ref, what, "late_reply")
 
     def abandoned(self, reply: ReplyTo) -> None:
@@ -250,8 +245,10 @@ class Cell:
             if asyncio.current_task() is not self._task:
                 self._left_off = True
                 self._task.cancel()
-        elif self._taken and reply in self._taken:
-            self._taken.discard(reply)
+        elif self.taken and reply in self.taken:
+            task = self.taken.pop(reply)
+            if task is not None:
+                task.cancel()
         else:
             self.mailbox.withdraw(reply)
 
@@ -270,7 +267,10 @@ class Cell:
         self._tasks.add(task)
         task.add_done_callback(self._task_done)
         if reply is not None:
-            reply.when_abandoned(task.cancel)
+            if self.taken and reply in self.taken:
+                self.taken[reply] = task
+            elif reply.state is ABANDONED:
+                task.cancel()
 
     def _task_done(self, task: asyncio.Task[None]) -> None:
         if self._tasks is not None:
@@ -355,7 +355,23 @@ class Cell:
                     self.system.dead_letters.record(self.ref, item.message, "cancelled")
                     continue
                 self.handled += 1
-                await self._answer(receive, item)
+                self._current = item
+                self.chain = item.chain
+                try:
+                    value = await receive(item.message)
+                    if self._current is not None:
+                        item.answer(value)
+                except BaseException as error:
+                    if not self._is_answer(item, error):
+                        raise
+                finally:
+                    self._current = None
+                    self.chain = ()
+                    if self._left_off:
+                        self._left_off = False
+                        self._task.uncancel()
+                    if item.consumed is not None:
+                        item.consumed()
             elif isinstance(item, Delivered):
                 self.handled += 1
                 try:
@@ -376,33 +392,15 @@ class Cell:
                 turns = TURNS_BEFORE_YIELD
                 await asyncio.sleep(0)
 
-    async def _answer(self, receive: Callable[[Message], Coroutine[Any, Any, Message | None]], reply: ReplyTo) -> None:
-        """Handle a request; see that it is answered, unless its reply is taken."""
-        self._current = reply
-        self.chain = reply.chain
-        try:
-            value = await receive(reply.message)
-            if self._current is not None:
-                reply.answer(value)
-        except RuntimeFault as fault:
-            # Where the asker has given up, it is an answer that comes late. A misuse is a bug and no answer.
-            if isinstance(fault, Misuse) or reply.state is ANSWERED:
-                reply.fail(self._why_unanswered(reply.message, fault))
-                raise
-            reply.fail(fault)
-        except BaseException as error:
-            if self._left_off and isinstance(error, asyncio.CancelledError) and self._task.cancelling() == 1:
-                return
-            reply.fail(self._why_unanswered(reply.message, error))
-            raise
-        finally:
-            self._current = None
-            self.chain = ()
-            if self._left_off:
-                self._left_off = False
-                self._task.uncancel()
-            if reply.consumed is not None:
-                reply.consumed()
+    def _is_answer(self, reply: ReplyTo, error: BaseException) -> bool:
+        """See that a request that ended in an exception is answered; return False if it is a failure besides."""
+        if isinstance(error, RuntimeFault) and not isinstance(error, Misuse) and reply.state is not ANSWERED:
+            reply.fail(error)  # where the asker has given up, it is an answer that comes late
+            return True
+        if self._left_off and isinstance(error, asyncio.CancelledError) and self._task.cancelling() == 1:
+            return True  # it was left off
+        reply.fail(self._why_unanswered(reply.message, error))
+        return False
 
     def _why_unanswered(self, message: Message, error: BaseException) -> RuntimeFault:
         if self._task.cancelling() > self._left_off:
@@ -425,7 +423,7 @@ class Cell:
             # The failure that ended the life is the one to report; this one usually follows from it.
             logger.opt(exception=error).error("{} failed once more in stopped()", self.ref)
         finally:
-            for reply in list(self._taken or ()):
+            for reply in list(self.taken or ()):
                 reply.fail(ActorStopped(f"{self.ref} {'failed' if failed else 'stopped'} before it answered"))
 
     async def _stop_dependants(self) -> None:

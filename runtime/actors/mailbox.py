@@ -61,15 +61,20 @@ class Mailbox(Generic[Item]):
         """Whether the reader sleeps until an item comes."""
         return self._reading
 
-    def put(self, item: Item) -> Item | None:
+    def put(self, item: Item, *, line_up: bool = False) -> Item | None:
         """Add a user item; return the item that had to make way for it, if any.
 
+        With ``line_up``, where the mailbox is full and its policy is to block, the item is put when there is room.
+
         Raises:
-            MailboxFull: the mailbox is full and its policy is to reject or to block.
+            MailboxFull: the mailbox is full and its policy is to reject, or to block.
         """
         user = self._user
         dropped: Item | None = None
         if len(user) >= self._capacity:
+            if line_up and self._overflow is Overflow.BLOCK:
+                self._line_up(item, None)
+                return None
             if self._overflow is Overflow.REJECT or self._overflow is Overflow.BLOCK:
                 raise MailboxFull(f"the mailbox holds {self._capacity} messages and takes no more")
             dropped = user.popleft()
@@ -77,13 +82,6 @@ class Mailbox(Generic[Item]):
         if self._reader is not None:
             self._wake()
         return dropped
-
-    def put_or_line_up(self, item: Item) -> Item | None:
-        """Like :meth:`put`, but where the policy is to block, the item is put later, when there is room for it."""
-        if self._overflow is Overflow.BLOCK and len(self._user) >= self._capacity:
-            self._line_up(item, None)
-            return None
-        return self.put(item)
 
     async def send(self, item: Item) -> Item | None:
         """Like :meth:`put`, but where the policy is to block, wait for room. The first to wait is the first to put.

@@ -44,7 +44,7 @@ OPEN, ANSWERED, ABANDONED = _State
 class ReplyTo(Item):
     """Where the answer to one request goes. The first answer counts, and none does once the asker has given up."""
 
-    __slots__ = ("_when_abandoned", "callee", "chain", "consumed", "message", "state")
+    __slots__ = ("callee", "chain", "consumed", "message", "state")
 
     def __init__(self, message: Message, chain: tuple[Caller, ...], consumed: Callable[[], None] | None = None) -> None:
         self.message = message
@@ -54,7 +54,6 @@ class ReplyTo(Item):
         self.state = OPEN
         self.callee: Cell | None = None
         """Set when the request is admitted."""
-        self._when_abandoned: Callable[[], object] | None = None
 
     @property
     def is_open(self) -> bool:
@@ -73,30 +72,21 @@ class ReplyTo(Item):
 
     def abandon(self) -> None:
         """Nobody waits for the answer any more: let the callee leave off, wherever it is with the request."""
-        if self.state is not OPEN:
-            return
-        self.state = ABANDONED
-        if self.callee is not None:
-            self.callee.abandoned(self)
-        if self._when_abandoned is not None:
-            self._when_abandoned()
-
-    def when_abandoned(self, call: Callable[[], object]) -> None:
-        """Call this if the asker gives up before it has its answer, or at once if it has already."""
-        if self.state is ABANDONED:
-            call()
-        else:
-            self._when_abandoned = call
+        if self.state is OPEN:
+            self.state = ABANDONED
+            if self.callee is not None:
+                self.callee.abandoned(self)
 
     def _close(self, what: object) -> bool:
         """Note that there is an answer; return whether anybody wants it."""
+        callee = self.callee
         if self.state is OPEN:
             self.state = ANSWERED
-            if self.callee is not None:
-                self.callee.answered(self)
+            if callee is not None and callee.taken:
+                callee.taken.pop(self, None)
             return True
-        if self.state is ABANDONED and self.callee is not None:
-            self.callee.answered_late(self, what)
+        if self.state is ABANDONED and callee is not None:
+            callee.answered_late(what)
         return False
 
     def _answer(self, value: Message | None) -> None:

@@ -13,7 +13,7 @@ import msgspec
 from loguru import logger
 
 from runtime.actors.actor import Actor
-from runtime.actors.asks import Asks, PendingAsk
+from runtime.actors.asks import Asks
 from runtime.actors.cell import Cell
 from runtime.actors.dead_letters import DeadLetters
 from runtime.actors.message import Message, Request
@@ -237,7 +237,7 @@ class ActorSystem:
         ask = self._asks.begin(target, request, timeout)
         try:
             if target.node == self.node:
-                self._admit_ask(target, ask)
+                self._admit_ask(target, ask, line_up=True)
             else:
                 self._outside.send(
                     target.node, Ask(target, request, ask.id, round(timeout * 1000), ask.chain), request.lane
@@ -275,7 +275,7 @@ class ActorSystem:
             case Ask(target):
                 reply = self._asks.take(node, signal, consumed)
                 try:
-                    self._admit_ask(target, reply)
+                    self._admit_ask(target, reply, line_up=False)
                 except ActorError as fault:
                     reply.fail(fault)
             case Cancel(number):
@@ -322,14 +322,13 @@ class ActorSystem:
         if dropped is not None:
             self._dropped(target, dropped)
 
-    def _admit_ask(self, target: ActorRef, ask: ReplyTo) -> None:
+    def _admit_ask(self, target: ActorRef, ask: ReplyTo, *, line_up: bool) -> None:
         """Put a request into its mailbox. An asker of this node waits for room, if it must, until its deadline."""
-        cell = self._admitting(target)
+        ask.callee = cell = self._admitting(target)
         if ask.chain:
             self._asks.check_cycle(cell, ask.chain)
-        ask.callee = cell
         try:
-            dropped = cell.mailbox.put_or_line_up(ask) if isinstance(ask, PendingAsk) else cell.mailbox.put(ask)
+            dropped = cell.mailbox.put(ask, line_up=line_up)
         except MailboxFull as full:
             raise self._full(target, ask.message, full) from None
         if dropped is not None:

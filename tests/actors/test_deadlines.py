@@ -5,7 +5,7 @@ import asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.actors.deadlines import Deadlines
+from runtime.actors.deadlines import LEFTOVERS, Deadlines
 
 
 class Expired:
@@ -79,7 +79,7 @@ async def test_discarded_keys_do_not_pile_up() -> None:
         deadlines.add(key, far)
         deadlines.discard(key)
     assert len(deadlines) == 0
-    assert len(deadlines._heap) <= 65
+    assert len(deadlines._heap) <= LEFTOVERS
     deadlines.close()
 
 

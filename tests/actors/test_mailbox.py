@@ -112,7 +112,7 @@ async def test_those_who_wait_for_room_are_served_in_their_order_and_nobody_over
     mailbox: Mailbox[int] = Mailbox(2, Overflow.BLOCK)
     senders = [asyncio.create_task(mailbox.send(item)) for item in range(9)]
     await asyncio.sleep(0)
-    mailbox.put_or_line_up(9)
+    mailbox.put(9, line_up=True)
     read = []
     for _ in range(10):
         assert len(mailbox) <= 2
@@ -141,7 +141,7 @@ async def test_a_sender_that_gives_up_leaves_its_room_to_the_next() -> None:
 async def test_an_item_that_waits_for_room_can_be_taken_back() -> None:
     mailbox: Mailbox[str] = Mailbox(1, Overflow.BLOCK)
     for item in ("first", "second", "third"):
-        mailbox.put_or_line_up(item)
+        mailbox.put(item, line_up=True)
     mailbox.withdraw("second")
     mailbox.withdraw("first")
     assert [await mailbox.get() for _ in range(2)] == ["first", "third"]
@@ -150,7 +150,7 @@ async def test_an_item_that_waits_for_room_can_be_taken_back() -> None:
 async def test_the_last_item_comes_after_those_that_wait_for_room() -> None:
     mailbox: Mailbox[str] = Mailbox(1, Overflow.BLOCK)
     mailbox.put("first")
-    mailbox.put_or_line_up("second")
+    mailbox.put("second", line_up=True)
     mailbox.put_last("last")
     assert [await mailbox.get() for _ in range(3)] == ["first", "second", "last"]
 
@@ -159,7 +159,7 @@ async def test_drain_takes_everything_and_lets_waiting_senders_go() -> None:
     mailbox: Mailbox[str] = Mailbox(1, Overflow.BLOCK)
     mailbox.put("user")
     mailbox.put_system("system")
-    mailbox.put_or_line_up("lined up")
+    mailbox.put("lined up", line_up=True)
     waiting = asyncio.create_task(mailbox.send("never"))
     await asyncio.sleep(0)
     assert mailbox.drain() == ["system", "user", "lined up"]

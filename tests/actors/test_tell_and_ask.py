@@ -211,10 +211,10 @@ async def test_an_answered_reply_is_not_kept(system: ActorSystem) -> None:
     await actor.owes.wait()
     cell = system._find(ref)
     assert cell is not None
-    assert len(cell._taken or ()) == 1
+    assert len(cell.taken or ()) == 1
     actor.owed[0].answer(Number(1))
     await asking
-    assert not cell._taken
+    assert not cell.taken
 
 
 async def test_what_is_queued_at_a_stopped_actor_is_answered_or_counted(system: ActorSystem) -> None:
