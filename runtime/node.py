@@ -17,6 +17,7 @@ from runtime import __version__
 from runtime.actors import ActorRef, ActorSystem
 from runtime.cluster import DetectorSettings, Ledger, Membership, NodeInfo, NodeProfile, Registry, ServedModel
 from runtime.config.load import Config
+from runtime.config.sections import ClusterSection
 from runtime.errors import RuntimeFault
 from runtime.http.admin import NodeEntry, NodeStatus, admin_router
 from runtime.http.listener import Listener, serve
@@ -35,7 +36,8 @@ from runtime.inference.stage import STAGES, StageHost
 from runtime.spi import Frontend, ModelFamily, ModelSource, NodeMemory, PeerChanged, Telemetry
 from runtime.spi.hookspecs import PluginContext
 from runtime.spi.loader import PluginRecord, Plugins, Role
-from runtime.wire import DialStatus, Limits, Network
+from runtime.wire import DialStatus, Limits, Network, WebSockets
+from runtime.wire.tls import client_context, server_context
 
 DRAIN_SECONDS = 10.0
 """How long a stopping node lets its actors finish."""
@@ -62,11 +64,13 @@ class Node:
         name = config.node.name
         self.system = ActorSystem(name, fail)
         cluster = config.cluster
+        limits = Limits() if cluster.membership == "mesh" else Limits(peers=MOST_NODES - 1)
         self._network = Network(
             self.system,
             key=cluster.key.get_secret_value().encode() if cluster.key else b"",
             advertise=str(cluster.advertise_address) if cluster.advertise_address else None,
-            limits=Limits() if cluster.membership == "mesh" else Limits(peers=MOST_NODES - 1),
+            limits=limits,
+            medium=_medium(cluster, limits),
         )
         self._families: dict[str, ModelFamily] = self._providers("family", config.roles.families)
         self._telemetry: dict[str, Telemetry] = self._providers("telemetry", config.roles.telemetry)
@@ -339,6 +343,21 @@ def _unreached_entry(status: DialStatus) -> NodeEntry:
         phi=None,
         last_seen=None,
         reason=status.reason,
+    )
+
+
+def _medium(cluster: ClusterSection, limits: Limits) -> WebSockets:
+    """Return what the node reaches its peers by.
+
+    Raises:
+        ConfigError: its certificates cannot be used.
+    """
+    if cluster.tls_cert is None or cluster.tls_key is None:
+        return WebSockets(limits)
+    return WebSockets(
+        limits,
+        server_context(cluster.tls_cert, cluster.tls_key, cluster.tls_ca, mutual=cluster.tls_mutual),
+        client_context(cluster.tls_cert, cluster.tls_key, cluster.tls_ca),
     )
 
 

@@ -121,6 +121,14 @@ class ClusterSection(Section):
     key: Secret | None = None
     """What every node of the cluster must know; read from :attr:`key_file` where that is set."""
     key_file: Path | None = None
+    tls_cert: Path | None = None
+    """PEM file with this node's certificate and those between it and the authority; set, nodes speak TLS."""
+    tls_key: Path | None = None
+    """PEM file with the private key of :attr:`tls_cert`."""
+    tls_ca: Path | None = None
+    """PEM file with the authorities that peers' certificates are checked against; none are the system's."""
+    tls_mutual: bool = False
+    """Whether nodes that connect here must show a certificate of :attr:`tls_ca` too."""
     membership: Literal["mesh", "swim", "auto"] = "auto"
     """Whether all peers are pinged, some of them, or as the number of nodes asks for."""
     heartbeat: float = Field(default=0.5, ge=0.05, le=60)

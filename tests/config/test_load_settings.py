@@ -385,3 +385,16 @@ def test_plugins_are_disabled_by_the_last_layer_that_says_so(word: str) -> None:
 def test_a_file_that_the_system_refuses_to_read_is_told_why(load: Load, toml: Callable[..., Path]) -> None:
     below = toml("") / "node.toml"
     assert problems(lambda: load(files=[below])) == [f"{below}: it cannot be read: Not a directory"]
+
+
+def test_tls_between_nodes_is_configured_whole_or_not_at_all(load: Load) -> None:
+    assert problems(lambda: load("cluster.tls_cert=c.pem")) == [
+        "--set: cluster.tls_cert is set; set cluster.tls_key too",
+    ]
+    assert problems(lambda: load("cluster.tls_mutual=true")) == [
+        "--set: cluster.tls_mutual is set, but nodes speak TLS only with cluster.tls_cert and cluster.tls_key",
+        "--set: cluster.tls_mutual is set; set cluster.tls_ca to the authorities that certificates of peers are "
+        "checked against",
+    ]
+    config = load("cluster.tls_cert=c.pem", "cluster.tls_key=k.pem", "cluster.tls_ca=ca.pem", "cluster.tls_mutual=true")
+    assert config.cluster.tls_mutual

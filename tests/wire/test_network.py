@@ -216,11 +216,11 @@ async def test_a_node_that_was_restarted_replaces_its_earlier_life_whose_link_ha
 async def test_a_peer_of_another_version_is_told_and_cut_off() -> None:
     async with log_lines("WARNING") as lines, nodes("a") as (a,):
         async with connect(f"ws://{a.address}/", subprotocols=[SUBPROTOCOL], proxy=None) as socket:
-            await socket.send(msgspec.msgpack.encode(["mlx-actor-runtime", 2, "whatever"]))
-            assert msgspec.msgpack.decode(bytes(await socket.recv())) == [0, "version", 1]  # type: ignore[arg-type]  # a binary frame
+            await socket.send(msgspec.msgpack.encode(["mlx-actor-runtime", 9, 8, "whatever"]))
+            assert msgspec.msgpack.decode(bytes(await socket.recv())) == [0, "version", 2, 2]  # type: ignore[arg-type]  # a binary frame
             with pytest.raises(ConnectionClosed):
                 await socket.recv()
-        assert any("speaks protocol version 2, this node speaks 1" in line for line in lines)
+        assert any("speaks protocol versions 8 to 9, this node speaks version 2" in line for line in lines)
 
 
 @pytest.mark.parametrize("junk", [b"", b"junk", secrets.token_bytes(5000), "text"])
