@@ -19,7 +19,7 @@ from runtime.cluster import DetectorSettings, Ledger, Membership, NodeInfo, Node
 from runtime.config.load import Config
 from runtime.config.sections import ClusterSection
 from runtime.errors import RuntimeFault
-from runtime.http.admin import NodeEntry, NodeStatus, admin_router
+from runtime.http.admin import ActorTree, NodeEntry, NodeStatus, admin_router
 from runtime.http.listener import Listener, serve
 from runtime.http.server import create_app
 from runtime.http.settings import HttpSettings
@@ -208,6 +208,10 @@ class Node:
             if status.lasting or not known & {status.address, status.node}
         )
         return [*map(_entry, members), *map(_unreached_entry, unreached)]
+
+    def actors(self) -> ActorTree:
+        """List the living actors."""
+        return ActorTree(self.system.actors(), dict(self.system.dead_letters.counts))
 
     def plugins(self) -> tuple[PluginRecord, ...]:
         """List the plugins found, with their state."""

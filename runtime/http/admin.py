@@ -11,6 +11,7 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
+from runtime.actors import ActorInfo
 from runtime.http.dialect import kernel_error_body
 from runtime.spi import Download, Engine, ModelCard
 from runtime.spi.body import StrictBody, read_body
@@ -68,6 +69,15 @@ class NodeEntry(msgspec.Struct, frozen=True):
     """Why it is not up."""
 
 
+class ActorTree(msgspec.Struct, frozen=True):
+    """The actors of the node that answers."""
+
+    actors: Sequence[ActorInfo]
+    """Each followed by its children."""
+    dead_letters: dict[str, int]
+    """Messages that no actor handled, by reason."""
+
+
 class Inspector(Protocol):
     """What the node tells of itself. Called on the event loop; must not block."""
 
@@ -77,6 +87,10 @@ class Inspector(Protocol):
 
     def nodes(self) -> list[NodeEntry]:
         """List the nodes known, this one first, and the addresses that are dialled in vain last."""
+        ...
+
+    def actors(self) -> ActorTree:
+        """List the living actors."""
         ...
 
     def plugins(self) -> Sequence[msgspec.Struct]:
@@ -137,6 +151,10 @@ def admin_router(engine: Engine, inspector: Inspector) -> APIRouter:
     @router.get("/nodes")
     async def nodes() -> Response:
         return _json({"nodes": inspector.nodes()})
+
+    @router.get("/actors")
+    async def actors() -> Response:
+        return _json(inspector.actors())
 
     @router.get("/plugins")
     async def plugins() -> Response:

@@ -9,8 +9,9 @@ from contextlib import asynccontextmanager
 import anyio
 import msgspec
 
+from runtime.actors import ActorInfo
 from runtime.errors import ModelNotFound
-from runtime.http.admin import NodeEntry, NodeStatus, admin_router
+from runtime.http.admin import ActorTree, NodeEntry, NodeStatus, admin_router
 from runtime.http.listener import Listener, serve
 from runtime.http.server import create_app
 from runtime.http.settings import HttpSettings
@@ -203,6 +204,16 @@ class ScriptedInspector:
                 "no answer to probes",
             ),
         ]
+
+    def actors(self) -> ActorTree:
+        return ActorTree(
+            [
+                ActorInfo("/models", None, 0, 12, 0, None, 3600.0),
+                ActorInfo("/models/1", "/models", 3, 450, 2, "ValueError('boom')", 61.0),
+                ActorInfo("/sessions/1", None, 0, 7, 0, None, 1.0),
+            ],
+            {"late_reply": 2},
+        )
 
     def plugins(self) -> list[ScriptedPlugin]:
         return [ScriptedPlugin("openai", "loaded")]
