@@ -259,6 +259,18 @@ def test_an_advertised_address_needs_a_listener(load: Load) -> None:
     assert "cluster.advertise is a.example:1, but cluster.listen is not set" in line
 
 
+def test_the_numbers_of_the_failure_detector_have_to_go_together(load: Load) -> None:
+    lines = problems(lambda: load("cluster.acceptable_pause=0.2", "cluster.longest_silence=0.1"))
+    assert lines == [
+        "--set: cluster.acceptable_pause is 0.2, less than the 0.5 s between two signs of life (cluster.heartbeat)",
+        "--set: cluster.longest_silence is 0.1, so that the acceptable pause of 0.2 s (cluster.acceptable_pause) is "
+        "never granted",
+    ]
+    (line,) = problems(lambda: load("cluster.membership=ring"))
+    assert "cluster.membership" in line
+    assert "'mesh', 'swim' or 'auto'" in line
+
+
 def test_keys_are_read_from_files(load: Load, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = tmp_path / "cluster.key"
     file.write_text("c1uster\n")
