@@ -316,3 +316,93 @@ async def test_a_busy_mailbox_does_not_starve_other_actors(system: ActorSystem) 
     await other.holding.wait()
     assert other.seen == [1]
     assert len(busy.seen) <= 2 * TURNS_BEFORE_YIELD
+
+
+# -- waiting for room ---------------------------------------------------------------------------------------------
+
+
+class Blocking(Small):
+    overflow = Overflow.BLOCK
+
+
+async def full(system: ActorSystem, actor: Counter) -> ActorRef:
+    """Start an actor that is in the middle of a message and has a full mailbox."""
+    ref = await spawn_held(system, actor)
+    for value in (1, 2):
+        system.tell(ref, Number(value))
+    return ref
+
+
+async def test_a_send_waits_for_room_where_the_policy_is_to_block(system: ActorSystem) -> None:
+    actor = Blocking()
+    ref = await full(system, actor)
+    sending = asyncio.create_task(system.send(ref, Number(3)))
+    await asyncio.sleep(1.0)
+    assert not sending.done()
+    with pytest.raises(MailboxFull):
+        system.tell(ref, Number(4))
+    actor.gate.set()
+    await sending
+    await asyncio.sleep(0.001)
+    assert actor.seen == [1, 2, 3]
+
+
+async def test_an_ask_waits_for_room_within_its_deadline(system: ActorSystem) -> None:
+    actor = Blocking()
+    ref = await full(system, actor)
+    patient = asyncio.create_task(system.ask(ref, Total(), 60.0))
+    with pytest.raises(AskTimeout):
+        await system.ask(ref, Total(), 1.0)
+    actor.gate.set()
+    assert await patient == Number(3)
+    assert not system.dead_letters.counts
+
+
+async def test_a_send_to_an_actor_that_refuses_or_drops_does_not_wait(system: ActorSystem) -> None:
+    ref = await full(system, Small())
+    with pytest.raises(MailboxFull, match="here/held does not take Number"):
+        await system.send(ref, Number(3))
+    system.stop(ref)
+
+
+@pytest.mark.parametrize("how", ["stop", "drain"])
+async def test_senders_that_wait_for_an_actor_that_ends_are_told(system: ActorSystem, how: str) -> None:
+    actor = Blocking()
+    ref = await full(system, actor)
+    sending = asyncio.create_task(system.send(ref, Number(3)))
+    asking = asyncio.create_task(system.ask(ref, Total(), 60.0))
+    await asyncio.sleep(0)
+    if how == "stop":
+        system.stop(ref)
+        actor.gate.set()
+        with pytest.raises(ActorStopped, match="here/held stopped while Number waited for room"):
+            await sending
+        with pytest.raises(ActorStopped):
+            await asking
+    else:
+        closing = asyncio.create_task(system.shut_down(60.0))
+        await asyncio.sleep(0)
+        actor.gate.set()
+        await sending
+        assert await asking == Number(6)
+        await closing
+
+
+async def test_a_sender_that_is_cancelled_while_it_waits_is_cancelled(system: ActorSystem) -> None:
+    actor = Blocking()
+    ref = await full(system, actor)
+    sending = asyncio.create_task(system.send(ref, Number(3)))
+    await asyncio.sleep(0)
+    sending.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await sending
+    actor.gate.set()
+    await asyncio.sleep(0.001)
+    assert actor.seen == [1, 2]
+
+
+async def test_a_send_after_the_stop_is_refused(system: ActorSystem) -> None:
+    ref = system.spawn(Blocking, "counter")
+    system.stop(ref)
+    with pytest.raises(ActorStopped):
+        await system.send(ref, Number(1))
