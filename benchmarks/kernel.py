@@ -16,10 +16,14 @@ from collections.abc import AsyncIterator, Callable
 import msgspec
 from loguru import logger
 
-from benchmarks.rows import local, memory
+from benchmarks.rows import local, memory, remote
 from benchmarks.rows.row import Row
 
-GROUPS: dict[str, Callable[[str], AsyncIterator[Row]]] = {"local": local.rows, "memory": memory.rows}
+GROUPS: dict[str, Callable[[str], AsyncIterator[Row]]] = {
+    "local": local.rows,
+    "remote": remote.rows,
+    "memory": memory.rows,
+}
 """Groups of rows by name; each is given the name of the event loop that it runs on."""
 
 
