@@ -46,10 +46,7 @@ def losses(*nodes: NodeProcess) -> list[str]:
 @contextmanager
 def burned_cores() -> Iterator[None]:
     """Have every core computed on by two processes that never wait."""
-    burners = [
-        subprocess.Popen([sys.executable, "-c", "while True: pass"])  # noqa: S603 - a loop of our own
-        for _ in range(2 * (os.cpu_count() or 1))
-    ]
+    burners = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * (os.cpu_count() or 1))]
     try:
         yield
     finally:
@@ -85,10 +82,8 @@ def burn_cores(folder: Path, seconds: float) -> list[str]:
 
 def kill(folder: Path) -> float:
     """Kill a node by SIGKILL; return the seconds until the other calls it down."""
-    with node_process(folder, "a", *CLUSTER, seconds=SECONDS) as a:
-        with node_process(folder, "b", *CLUSTER, peers_of(a), seconds=SECONDS) as b:
-            see_each_other(a, b)
-            killed = time.monotonic()
-            b.process.kill()
-            eventually(lambda: a.sees()["b"] == "down", "the killed node is down")
-            return time.monotonic() - killed
+    with pair(folder) as (a, b):
+        killed = time.monotonic()
+        b.process.kill()
+        eventually(lambda: a.sees()["b"] == "down", "the killed node is down")
+        return time.monotonic() - killed
