@@ -12,7 +12,7 @@ from runtime.actors.deadlines import Deadlines
 from runtime.actors.message import Message
 from runtime.actors.outside import Outside
 from runtime.actors.ref import ActorRef
-from runtime.actors.reply import ABANDONED, OPEN, ReplyTo
+from runtime.actors.reply import ABANDONED, ANSWERED, OPEN, ReplyTo
 from runtime.actors.signal import Answer, Ask, Caller, Cancel, Failure, lane_of
 from runtime.errors import AskCycle, AskTimeout, RuntimeFault
 
@@ -46,9 +46,18 @@ class PendingAsk(ReplyTo):
         """The actor that handles nothing else meanwhile, if there is one."""
         self.turn = 0 if caller is None else caller.handled
 
-    def _answer(self, value: Message | None) -> None:
-        if not self.future.done():
-            self.future.set_result(value)
+    def answer(self, value: Message | None) -> None:
+        """Send the reply."""
+        # What the base does, in fewer steps.
+        if self.state is OPEN:
+            self.state = ANSWERED
+            callee, future = self.callee, self.future
+            if callee is not None and callee.taken:
+                callee.taken.pop(self, None)
+            if not future.done():
+                future.set_result(value)
+        else:
+            self._close(value)
 
     def _fail(self, fault: RuntimeFault) -> None:
         if not self.future.done():
@@ -104,7 +113,7 @@ class Asks:
         self._loop = loop
         self._dead_letters = dead_letters
         self._outside = outside
-        self.deadlines = Deadlines(self._expired)
+        self.deadlines = Deadlines(self.pending, self._expired)
 
     # -- from here --------------------------------------------------------------------------------------------------
 
@@ -126,7 +135,6 @@ class Asks:
     def end(self, ask: PendingAsk) -> None:
         """Forget a request. If it has no answer, its asker has given up, and the callee is told."""
         del self.pending[ask.id]
-        self.deadlines.discard(ask.id)
         if ask.state is OPEN:
             self._give_up(ask)
 

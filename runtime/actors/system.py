@@ -234,7 +234,8 @@ class ActorSystem:
 
     async def ask(self, target: ActorRef, request: Request[R], timeout: float) -> R:
         """Send a request and wait; see :meth:`runtime.actors.actor.Context.ask`."""
-        ask = self._asks.begin(target, request, timeout)
+        asks = self._asks
+        ask = asks.begin(target, request, timeout)
         try:
             if target.node == self.node:
                 self._admit_ask(target, ask, line_up=True)
@@ -244,7 +245,7 @@ class ActorSystem:
                 )
             return await ask.future  # type: ignore[return-value]  # the callee answers with what Request[R] promises
         finally:
-            self._asks.end(ask)
+            asks.end(ask)
 
     def monitor(self, watcher: ActorRef, target: ActorRef) -> None:
         """Send ``watcher``, a local actor, one ``Down`` when ``target`` is gone."""
