@@ -91,9 +91,9 @@ class Allowance:
         self._received_messages += 1
         self._received_size += size
 
-    def consume(self, size: int) -> None:
-        """Take note that a message of this size is done with."""
-        self._consumed_messages += 1
+    def consume(self, size: int, messages: int = 1) -> None:
+        """Take note that a message, or several of this size together, are done with."""
+        self._consumed_messages += messages
         self._consumed_size += size
 
     @property

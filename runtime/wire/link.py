@@ -36,8 +36,8 @@ class _Receipt:
 
     __slots__ = ("_lane", "_loop", "_session", "_size")
 
-    def __init__(self, session: Session, lane: Lane, size: int) -> None:
-        self._loop = asyncio.get_running_loop()
+    def __init__(self, loop: asyncio.AbstractEventLoop, session: Session, lane: Lane, size: int) -> None:
+        self._loop = loop
         self._session = session
         self._lane = lane
         self._size = size
@@ -62,13 +62,14 @@ class Link:
         control: Connection,
         bulk: Connection,
         limits: Limits,
-        deliver: Callable[[Link, Signal, Callable[[], None]], None],
+        deliver: Callable[[Link, Signal, Callable[[], None] | None], None],
         ended: Callable[[Link, str], None],
     ) -> None:
         self.peer = peer
         self.closed = asyncio.Event()
         """Set when the session is over."""
-        self.last_received = asyncio.get_running_loop().time()
+        self._loop = asyncio.get_running_loop()
+        self.last_received = self._loop.time()
         """When the last frame came, on the event loop's clock."""
         self._connections = {Lane.CONTROL: control, Lane.BULK: bulk}
         self._largest = {Lane.CONTROL: limits.control_message, Lane.BULK: limits.bulk_message}
@@ -99,7 +100,7 @@ class Link:
         if self.closed.is_set():
             raise PeerUnreachable(f"the link to node {self.peer.node} has closed")
         parts = encode(signal)
-        size = sum(memoryview(part).nbytes for part in parts)
+        size = len(parts[0]) if len(parts) == 1 else sum(memoryview(part).nbytes for part in parts)
         if size > self._largest[lane]:
             raise TooLarge(
                 f"a message of {size} bytes for node {self.peer.node} is over the limit of the "
@@ -191,24 +192,33 @@ class Link:
 
     async def _read(self, lane: Lane) -> None:
         connection, traffic = self._connections[lane], self._traffic[lane]
-        loop = asyncio.get_running_loop()
         while True:
             frame = await connection.recv()
-            self.last_received = loop.time()
+            self.last_received = self._loop.time()
             traffic.frames_in += 1
             traffic.bytes_in += len(frame)
-            payloads = self._session.feed(lane, frame)
-            for payload in payloads:
-                self._take(lane, payload)
-                if self.closed.is_set():
-                    return  # what was delivered has ended the session: the rest of the frame belongs to no one
-            if lane is Lane.BULK or len(payloads) > 1:
+            taken = self._take_all(lane, self._session.feed(lane, frame))
+            del frame  # or it would stay in memory until the next one comes
+            if lane is Lane.BULK or taken > 1:
                 # Frames that are here already come without waiting; let the actors at what they have got.
                 await asyncio.sleep(0)
-            del frame, payloads[:]  # or they would stay in memory until the next one comes
 
-    def _take(self, lane: Lane, payload: memoryview) -> None:
-        receipt = _Receipt(self._session, lane, len(payload))
+    def _take_all(self, lane: Lane, payloads: list[memoryview]) -> int:
+        """Deliver what a frame has completed, and return how much that was.
+
+        No reference to a payload or its receipt may outlive this: they say when a message is done with.
+        """
+        for payload in payloads:
+            self._take(payload, _Receipt(self._loop, self._session, lane, len(payload)) if lane is Lane.BULK else None)
+            if self.closed.is_set():
+                break  # what was delivered has ended the session: the rest of the frame belongs to no one
+        if payloads and lane is Lane.CONTROL:
+            # Consumed by the node itself, in whose mailboxes they are now: credit that one slow actor could use up
+            # would silence the heartbeats that are sent beside it.
+            self._session.consumed(lane, sum(map(len, payloads)), len(payloads))
+        return len(payloads)
+
+    def _take(self, payload: memoryview, receipt: _Receipt | None) -> None:
         try:
             signal = decode(payload)
         except UnknownMessage as fault:
@@ -217,10 +227,6 @@ class Link:
                 self._answer_unknown(fault.ask_id, fault)
             return
         self._deliver(self, signal, receipt)
-        if lane is Lane.CONTROL:
-            # Consumed by the node itself, in whose mailboxes it is now: credit that one slow actor could use up
-            # would silence the heartbeats that are sent beside it.
-            receipt()
 
     def _answer_unknown(self, ask_id: int, fault: RuntimeFault) -> None:
         try:

@@ -356,7 +356,7 @@ class Network:
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
-    def _deliver(self, link: Link, signal: Signal, consumed: Callable[[], None]) -> None:
+    def _deliver(self, link: Link, signal: Signal, consumed: Callable[[], None] | None) -> None:
         """Hand a signal to the system, once its addressing is found to be the peer's to use."""
         match signal:
             case Tell(target) | Ask(target) | Watch(target) | Unwatch(target):

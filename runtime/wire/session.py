@@ -103,10 +103,10 @@ class Session:
             return []
         return inlet.feed(frame)
 
-    def consumed(self, lane: Lane, size: int) -> None:
-        """Take note that a payload of this size is done with; what the peer may send grows accordingly."""
+    def consumed(self, lane: Lane, size: int, messages: int = 1) -> None:
+        """Take note that payloads of this size are done with; what the peer may send grows accordingly."""
         inlet = self._in[lane]
-        inlet.allowance.consume(size)
+        inlet.allowance.consume(size, messages)
         if inlet.allowance.worth_granting:
             self._wake(Lane.CONTROL)
 
