@@ -31,6 +31,7 @@ class PendingAsk(ReplyTo):
         timeout: float,
         future: asyncio.Future[Message | None],
         caller: Cell | None,
+        turn: int,
     ) -> None:
         # Set here and not by the base: this is on the way of every ask.
         self.message = message
@@ -44,7 +45,8 @@ class PendingAsk(ReplyTo):
         self.future = future
         self.caller = caller
         """The actor that handles nothing else meanwhile, if there is one."""
-        self.turn = 0 if caller is None else caller.handled
+        self.turn = turn
+        """How many messages the caller had begun to handle."""
 
     def answer(self, value: Message | None) -> None:
         """Send the reply."""
@@ -110,35 +112,43 @@ class Asks:
         """What is asked of here by other nodes."""
         self._node = node
         self._numbers = itertools.count(first)
-        self._loop = loop
         self._dead_letters = dead_letters
         self._outside = outside
         self.deadlines = Deadlines(self.pending, self._expired)
+        # Bound once: these are on the way of every ask.
+        self._add_deadline = self.deadlines.add
+        self._create_future: Callable[[], asyncio.Future[Message | None]] = loop.create_future
+        self._time = loop.time
 
     # -- from here --------------------------------------------------------------------------------------------------
 
     def begin(self, target: ActorRef, message: Message, timeout: float) -> PendingAsk:
-        """Take note of a request, on behalf of whoever runs."""
+        """Take note of a request, on behalf of whoever runs; to be taken out of ``pending`` when it is over."""
         number = next(self._numbers)
+        scope = CALLER.get()
         caller: Cell | None = None
-        chain: tuple[Caller, ...] = ()
-        if (scope := CALLER.get()) is not None:
+        if scope is None:
+            chain: tuple[Caller, ...] = ()
+        elif isinstance(scope, Cell):
+            caller = scope
+            chain = (*scope.chain, Caller(scope.ref, number))
+        else:
             chain = scope.chain
-            if isinstance(scope, Cell):
-                caller = scope
-                chain = (*chain, Caller(caller.ref, number))
-        ask = PendingAsk(message, chain, number, target, timeout, self._loop.create_future(), caller)
-        self.pending[number] = ask
-        self.deadlines.add(number, self._loop.time() + timeout)
+        self.pending[number] = ask = PendingAsk(
+            message,
+            chain,
+            number,
+            target,
+            timeout,
+            self._create_future(),
+            caller,
+            0 if caller is None else caller.handled,
+        )
+        self._add_deadline(number, self._time() + timeout)
         return ask
 
-    def end(self, ask: PendingAsk) -> None:
-        """Forget a request. If it has no answer, its asker has given up, and the callee is told."""
-        del self.pending[ask.id]
-        if ask.state is OPEN:
-            self._give_up(ask)
-
-    def _give_up(self, ask: PendingAsk) -> None:
+    def give_up(self, ask: PendingAsk) -> None:
+        """Nobody waits for the answer any more: tell the callee."""
         ask.abandon()
         if ask.target.node != self._node:
             # On the lane of the ask: what overtakes it would find nothing to cancel.
@@ -194,7 +204,7 @@ class Asks:
                 AskTimeout(f"{ask.target} did not answer {type(ask.message).__name__} within {ask.timeout:g} s")
             )
             if ask.state is OPEN:
-                self._give_up(ask)
+                self.give_up(ask)
 
     # -- of here ----------------------------------------------------------------------------------------------------
 

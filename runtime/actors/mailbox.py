@@ -61,7 +61,7 @@ class Mailbox(Generic[Item]):
         """Whether the reader sleeps until an item comes."""
         return self._reading
 
-    def put(self, item: Item, *, line_up: bool = False) -> Item | None:
+    def put(self, item: Item, line_up: bool = False) -> Item | None:
         """Add a user item; return the item that had to make way for it, if any.
 
         With ``line_up``, where the mailbox is full and its policy is to block, the item is put when there is room.

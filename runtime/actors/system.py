@@ -20,7 +20,7 @@ from runtime.actors.message import Message, Request
 from runtime.actors.monitors import Monitors
 from runtime.actors.outside import Outside
 from runtime.actors.ref import CURRENT, ActorRef
-from runtime.actors.reply import Delivered, Item, ReplyTo
+from runtime.actors.reply import OPEN, Delivered, Item, ReplyTo
 from runtime.actors.restart import Restart, Supervision
 from runtime.actors.signal import Answer, Ask, Cancel, Failure, Gone, Signal, Tell, Transport, Unwatch, Watch
 from runtime.actors.supervisor import Supervisor
@@ -238,14 +238,29 @@ class ActorSystem:
         ask = asks.begin(target, request, timeout)
         try:
             if target.node == self.node:
-                self._admit_ask(target, ask, line_up=True)
+                # The same as _admit_ask, in fewer steps.
+                cell = self._cells.get(target.path)
+                if cell is None or cell.stopping or target.incarnation not in (CURRENT, cell.incarnation):
+                    raise self._nobody(target)
+                if ask.chain:
+                    asks.check_cycle(cell, ask.chain)
+                ask.callee = cell
+                dropped = cell.mailbox.put(ask, True)
+                if dropped is not None:
+                    self._dropped(target, dropped)
             else:
                 self._outside.send(
                     target.node, Ask(target, request, ask.id, round(timeout * 1000), ask.chain), request.lane
                 )
             return await ask.future  # type: ignore[return-value]  # the callee answers with what Request[R] promises
+        except MailboxFull as full:
+            if ask.future.done():
+                raise  # it is the callee's answer
+            raise self._full(target, request, full) from None
         finally:
-            asks.end(ask)
+            del asks.pending[ask.id]
+            if ask.state is OPEN:
+                asks.give_up(ask)
 
     def monitor(self, watcher: ActorRef, target: ActorRef) -> None:
         """Send ``watcher``, a local actor, one ``Down`` when ``target`` is gone."""
