@@ -32,7 +32,9 @@ def test_a_loss_is_noticed_in_time_and_told_once_and_so_is_a_return(scenario: st
 @pytest.mark.parametrize("scenario", ["a 2 s stall of each node every 10 s", "5 % loss with 300 ms jitter"])
 def test_an_impatient_detector_fails_the_same_measure(scenario: str) -> None:
     impatient = NodeSettings(
-        detector=DetectorSettings(acceptable_pause=0.0, least_deviation=0.02, longest_silence=0.7, probe_timeout=0.05)
+        detector=DetectorSettings(
+            acceptable_pause=0.0, least_deviation=0.02, longest_silence=0.7, probes=0, probe_timeout=0.05
+        )
     )
     played = [simulate(play(scenario, seed, settings=impatient))[0] for seed in range(3)]
     assert sum(one.false_downs for one in played) > 0
