@@ -346,7 +346,8 @@ class Cell:
         while True:
             item = take()
             if item is None:
-                item = await mailbox.get()
+                await mailbox.wait()
+                continue
             if not isinstance(item, Item):
                 self.handled += 1
                 await receive(item)

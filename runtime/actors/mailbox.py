@@ -38,7 +38,7 @@ class Mailbox(Generic[Item]):
     an empty deque takes more than half a kilobyte.
     """
 
-    __slots__ = ("_blocked", "_capacity", "_overflow", "_reader", "_reading", "_system", "_user")
+    __slots__ = ("_blocked", "_capacity", "_overflow", "_reader", "_system", "_user")
 
     def __init__(self, capacity: int = DEFAULT_CAPACITY, overflow: Overflow = Overflow.REJECT) -> None:
         if capacity < 1:
@@ -50,8 +50,7 @@ class Mailbox(Generic[Item]):
         self._blocked: deque[tuple[Item, asyncio.Future[None] | None]] | None = None
         """Items that wait for room, first come first served; a future where somebody waits with its item."""
         self._reader: asyncio.Future[None] | None = None
-        """Set while the reader sleeps and has not been woken."""
-        self._reading = False
+        """What the reader waits for; None once it is woken."""
 
     def __len__(self) -> int:
         return len(self._user) + (len(self._system) if self._system else 0)
@@ -59,7 +58,7 @@ class Mailbox(Generic[Item]):
     @property
     def is_awaited(self) -> bool:
         """Whether the reader sleeps until an item comes."""
-        return self._reading
+        return self._reader is not None and not self._reader.done()
 
     def put(self, item: Item, line_up: bool = False) -> Item | None:
         """Add a user item; return the item that had to make way for it, if any.
@@ -134,22 +133,25 @@ class Mailbox(Generic[Item]):
             return item
         return None
 
-    async def get(self) -> Item:
-        """Take the next item, waiting for one.
+    def wait(self) -> asyncio.Future[None]:
+        """Return what is done when there is an item; to be awaited by the reader when it could take none.
 
         Raises:
             Misuse: somebody else is waiting already; a mailbox has one reader.
         """
-        if self._reading:
+        if self.is_awaited:
             raise Misuse("a mailbox has one reader, and it is waiting already")
+        self._reader = reader = asyncio.get_running_loop().create_future()
+        return reader
+
+    async def get(self) -> Item:
+        """Take the next item, waiting for one.
+
+        Raises:
+            Misuse: somebody else is waiting already.
+        """
         while (item := self.take()) is None:
-            self._reading = True
-            self._reader = asyncio.get_running_loop().create_future()
-            try:
-                await self._reader
-            finally:
-                self._reader = None
-                self._reading = False
+            await self.wait()
         return item
 
     def drain(self) -> list[Item]:
