@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import random
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -105,7 +106,9 @@ class SimulatedNode:
         self, medium: Medium, seeds: frozenset[str], boot: int, changed: Callable[[SimulatedNode, NodeInfo], None]
     ) -> None:
         settings = self._settings
-        self.system = ActorSystem(self.name, boot=boot)
+        # From the global generator, which the simulation has seeded.
+        jitter = random.Random(random.getrandbits(64))  # noqa: S311 - jitter, not a secret
+        self.system = ActorSystem(self.name, boot=boot, jitter=jitter)
         self.network = Network(self.system, key=settings.key, limits=settings.limits, medium=medium)
         self.ledger = Ledger(self.system, lambda: settings.memory)
         self.registry = Registry(self.system, self.network)
