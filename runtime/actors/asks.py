@@ -6,7 +6,8 @@ import asyncio
 import itertools
 from collections.abc import Callable
 
-from runtime.actors.cell import CALLER, Cell
+from runtime.actors.caller import CALLER
+from runtime.actors.cell import Cell
 from runtime.actors.dead_letters import DeadLetters
 from runtime.actors.deadlines import Deadlines
 from runtime.actors.message import Message

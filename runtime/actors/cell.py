@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from contextvars import ContextVar, copy_context
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 from loguru import logger
 
 from runtime.actors.actor import Actor, Context
+from runtime.actors.caller import CALLER, Aside
+from runtime.actors.items import Delivered, Item, LifeOver, Recall, Stop
 from runtime.actors.mailbox import Mailbox
 from runtime.actors.message import Message
 from runtime.actors.ref import ActorRef
-from runtime.actors.reply import ABANDONED, ANSWERED, OPEN, Delivered, Item, ReplyTo
+from runtime.actors.reply import ABANDONED, ANSWERED, OPEN, ReplyTo
 from runtime.actors.restart import Restart
 from runtime.actors.signal import Caller
 from runtime.actors.supervisor import Supervisor
@@ -24,44 +26,6 @@ if TYPE_CHECKING:
 
 TURNS_BEFORE_YIELD = 64
 """Messages handled before the loop gets a turn, so that a busy mailbox cannot starve the node."""
-
-
-class _Stop(Item):
-    """Ends the actor."""
-
-    __slots__ = ()
-
-
-class _LifeOver(Item):
-    """Ends one life from outside the messages: a task's failure, a child's beyond repair, or the actor's own wish.
-
-    It names the life it is about, because the mailbox outlives a restart and the item must not end the next life.
-    """
-
-    __slots__ = ("error", "life")
-
-    def __init__(self, life: int, error: Exception | None) -> None:
-        self.life = life
-        self.error = error
-
-
-class _Recall(Item):
-    """Ends one life because a sibling failed."""
-
-    __slots__ = ()
-
-
-class Aside:
-    """Whose work a task beside the mailbox is: it holds up nobody's mailbox, but others may wait for what it does."""
-
-    __slots__ = ("chain",)
-
-    def __init__(self, chain: tuple[Caller, ...]) -> None:
-        self.chain = chain
-
-
-CALLER: ContextVar[Cell | Aside | None] = ContextVar("runtime.actors.caller", default=None)
-"""On whose behalf the running code asks: an actor in its ``receive``, a task beside it, or nobody in particular."""
 
 
 class Cell:
@@ -164,14 +128,14 @@ class Cell:
         """Let the actor finish the message in hand, then end; what is queued behind it is not handled."""
         if not self.stopping or self._draining:
             self.stopping, self._draining = True, False
-            self.mailbox.put_system(_Stop())
+            self.mailbox.put_system(Stop())
             self._wake()
 
     def stop_self(self) -> None:
         """End this life after the message in hand, as the actor itself wishes; it may have a next one."""
         if self.restart is Restart.PERMANENT:
             if not self.stopping:
-                self.mailbox.put_system(_LifeOver(self._life, None))
+                self.mailbox.put_system(LifeOver(self._life, None))
         else:
             self.stop()
 
@@ -179,7 +143,7 @@ class Cell:
         """Admit nothing more, let the actor handle what is queued, then end."""
         if not self.stopping:
             self.stopping = self._draining = True
-            self.mailbox.put_last(_Stop())
+            self.mailbox.put_last(Stop())
             self._wake()
 
     def kill(self) -> None:
@@ -190,7 +154,7 @@ class Cell:
     def fail(self, error: Exception) -> None:
         """Fail the life that is running, once the message in hand is done."""
         if not self.stopping:
-            self.mailbox.put_system(_LifeOver(self._life, error))
+            self.mailbox.put_system(LifeOver(self._life, error))
 
     async def recall(self, grace: float) -> None:
         """End this life and wait until it is over; the next begins with :meth:`release`. A temporary actor ends.
@@ -205,7 +169,7 @@ class Cell:
         self._at_rest = over
         if not self.stopping:
             self._recalled = True
-            self.mailbox.put_system(_Recall())
+            self.mailbox.put_system(Recall())
         await asyncio.wait([over], timeout=grace)
         if not over.done():
             logger.warning("{} does not come to an end and is cancelled", self.ref)
@@ -380,13 +344,13 @@ class Cell:
                 finally:
                     if item.consumed is not None:
                         item.consumed()
-            elif isinstance(item, _LifeOver):
+            elif isinstance(item, LifeOver):
                 if item.life != self._life:
                     continue
                 if item.error is not None:
                     raise item.error
                 return
-            elif isinstance(item, _Stop) or self._recalled:
+            elif isinstance(item, Stop) or self._recalled:
                 return
             turns -= 1
             if not turns:

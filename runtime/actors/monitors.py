@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from runtime.actors.cell import Cell
+from runtime.actors.items import Delivered
 from runtime.actors.message import Down, Lane
 from runtime.actors.outside import Outside
 from runtime.actors.ref import ActorRef
-from runtime.actors.reply import Delivered
 from runtime.actors.signal import Gone, Unwatch, Watch
 from runtime.errors import RuntimeFault
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
+from runtime.actors.items import Item
 from runtime.actors.message import Message
 from runtime.errors import RuntimeFault
 
@@ -13,22 +14,6 @@ if TYPE_CHECKING:
 
     from runtime.actors.cell import Cell
     from runtime.actors.signal import Caller
-
-
-class Item:
-    """Base of what a mailbox holds beside plain messages."""
-
-    __slots__ = ()
-
-
-class Delivered(Item):
-    """A message that came from another node, which is told when it has been handled."""
-
-    __slots__ = ("consumed", "message")
-
-    def __init__(self, message: Message, consumed: Callable[[], None] | None) -> None:
-        self.message = message
-        self.consumed = consumed
 
 
 class _State(IntEnum):

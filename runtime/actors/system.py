@@ -16,11 +16,12 @@ from runtime.actors.actor import Actor
 from runtime.actors.asks import Asks
 from runtime.actors.cell import Cell
 from runtime.actors.dead_letters import DeadLetters
+from runtime.actors.items import Delivered, Item
 from runtime.actors.message import Message, Request
 from runtime.actors.monitors import Monitors
 from runtime.actors.outside import Outside
 from runtime.actors.ref import CURRENT, ActorRef
-from runtime.actors.reply import OPEN, Delivered, Item, ReplyTo
+from runtime.actors.reply import OPEN, ReplyTo
 from runtime.actors.restart import Restart, Supervision
 from runtime.actors.signal import Answer, Ask, Cancel, Failure, Gone, Signal, Tell, Transport, Unwatch, Watch
 from runtime.actors.supervisor import Supervisor
