@@ -15,6 +15,7 @@ tensor is a view into the payload.
 from __future__ import annotations
 
 import struct
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -192,8 +193,28 @@ def _address(ref: ActorRef) -> _Address:
     return (ref.node, ref.path, ref.incarnation)
 
 
+class _Foreign(Exception):
+    """The message has something in it that msgspec does not know: a tensor."""
+
+
+def _give_up(*args: object) -> Any:
+    raise _Foreign
+
+
+_plain_encoder = msgspec.msgpack.Encoder(enc_hook=_give_up)
+
+
+@cache
+def _plain_decoder(cls: type[Message]) -> msgspec.msgpack.Decoder[Message]:
+    return msgspec.msgpack.Decoder(cls, dec_hook=_give_up)
+
+
 def _body(message: Message, tensors: list[Buffer]) -> Raw:
     """Encode a message, putting its tensors aside."""
+    try:
+        return Raw(_plain_encoder.encode(message))  # most have none, and are spared the rest
+    except _Foreign:
+        pass
     offset = 0
 
     def put_aside(value: Any) -> Any:
@@ -227,4 +248,9 @@ def _message(tag: str, body: Raw, tensors: memoryview, ask_id: int | None) -> Me
         cls = message_type(tag)
     except UnknownTag:
         raise UnknownMessage(tag, ask_id) from None
+    if not tensors:
+        try:
+            return _plain_decoder(cls).decode(body)
+        except _Foreign:
+            pass  # a tensor of no bytes
     return msgspec.msgpack.decode(body, type=cls, dec_hook=find)

@@ -58,6 +58,15 @@ class Connection(ABC):
             ConnectionEnded: it is closed or lost.
         """
 
+    @property
+    def writable(self) -> bool:
+        """Whether :meth:`send_now` may be called: the connection is open, and nothing sent before is still here."""
+        return False
+
+    def send_now(self, frame: Buffer) -> None:
+        """Hand over a frame at once; only where :attr:`writable`, and only while nobody is in :meth:`send`."""
+        raise NotImplementedError(f"{type(self).__name__} only sends in its own time")
+
     @abstractmethod
     async def recv(self) -> bytes:
         """Return the next frame.

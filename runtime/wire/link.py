@@ -9,12 +9,15 @@ from typing import Any
 import msgspec
 from loguru import logger
 
-from runtime.actors import Answer, Failure, Gone, Lane, Signal, Unwatch, Watch
+from runtime.actors import Answer, Ask, Failure, Gone, Lane, Signal, Unwatch, Watch
 from runtime.errors import MailboxFull, PeerUnreachable, ProtocolError, RuntimeFault, TooLarge
 from runtime.wire.codec import UnknownMessage, decode, encode
 from runtime.wire.connection import NORMAL, POLICY, Connection, ConnectionEnded
 from runtime.wire.limits import Limits
 from runtime.wire.session import LaneTraffic, Session
+
+MOMENT = 50e-6
+"""Seconds in which messages are put together rather than each sent at once."""
 
 
 class PeerInfo(msgspec.Struct, frozen=True):
@@ -76,6 +79,8 @@ class Link:
         self._traffic = {lane: LaneTraffic() for lane in Lane}
         self._session = Session(limits, self._wake)
         self._work: dict[Lane, asyncio.Future[None] | None] = dict.fromkeys(Lane)
+        self._next_at_once = 0.0
+        """When a message may next be sent at once, on the event loop's clock."""
         self._flushed = asyncio.Event()
         self._flushed.set()
         self._deliver = deliver
@@ -110,6 +115,7 @@ class Link:
         # their own, and a peer that does not even take those is as good as gone. An answer that is refused on the
         # bulk lane becomes a failure on the control lane.
         vital = isinstance(signal, Answer | Failure | Watch | Unwatch | Gone)
+        awaited = lane is Lane.CONTROL and isinstance(signal, Ask | Answer | Failure)
         try:
             self._session.put(lane, parts, size, share=2 if vital else 1)
         except MailboxFull as full:
@@ -117,6 +123,26 @@ class Link:
                 self.close(f"it does not read: {full}")
             raise MailboxFull(f"the link to node {self.peer.node} is full: {full}") from None
         self._flushed.clear()
+        if awaited:
+            self._send_at_once()
+
+    def _send_at_once(self) -> None:
+        """Send what waits on control within the caller's own turn: somebody waits for it.
+
+        Many such messages within a moment are left to the writer, which puts them into one frame.
+        """
+        connection, work = self._connections[Lane.CONTROL], self._work[Lane.CONTROL]
+        now = self._loop.time()
+        if now < self._next_at_once or work is None or not connection.writable:
+            return
+        self._next_at_once = now + MOMENT
+        traffic = self._traffic[Lane.CONTROL]
+        for frame in self._session.frames(Lane.CONTROL):
+            connection.send_now(frame)
+            traffic.frames_out += 1
+            traffic.bytes_out += len(frame)
+        if self._session.idle():
+            self._flushed.set()
 
     def traffic(self, lane: Lane) -> LaneTraffic:
         """Return what a lane has carried so far, and what it holds."""
@@ -184,6 +210,7 @@ class Link:
                 self._flushed.set()
             self._work[lane] = work = loop.create_future()
             await work
+            self._work[lane] = None
 
     def _wake(self, lane: Lane) -> None:
         work = self._work[lane]

@@ -14,6 +14,7 @@ from websockets.asyncio.connection import Connection as Socket
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed, WebSocketException
 from websockets.http11 import Request, Response
+from websockets.protocol import State
 from websockets.typing import Subprotocol
 
 from runtime.errors import ConfigError, ProtocolError
@@ -141,6 +142,15 @@ class WebSocketConnection(Connection):
             await self._socket.send(frame)
         except ConnectionClosed as closed:
             raise _ended(closed) from closed
+
+    @property
+    def writable(self) -> bool:
+        return self._socket.state is State.OPEN and not self._socket.transport.get_write_buffer_size()
+
+    def send_now(self, frame: Buffer) -> None:
+        # What the library's own send does, without its waiting (websockets 17).
+        self._socket.protocol.send_binary(frame)
+        self._socket.send_data()
 
     async def recv(self) -> bytes:
         try:
