@@ -21,7 +21,9 @@ RuntimeFault
 │   ├── ActorStopped            the actor is gone, or draining
 │   ├── MailboxFull             the actor's mailbox is full and its policy is to refuse
 │   ├── AskTimeout              no reply before the deadline
-│   └── RemoteFailure           the actor failed while it handled the request
+│   ├── AskCycle                the actor that was asked waits, through others, for the asker
+│   ├── RemoteFailure           the actor failed while it handled the request
+│   └── Misuse                  a rule of the actor model is broken: a bug of the actor's author
 └── WireError
     ├── ProtocolError           a peer broke the wire protocol
     ├── HandshakeRefused        version, key or name was not accepted
@@ -180,10 +182,27 @@ class AskTimeout(ActorError):
     http_status = 504
 
 
+class AskCycle(ActorError):
+    """The actor that was asked waits, through others or directly, for the asker; no answer could ever come."""
+
+    code = "ask_cycle"
+    http_status = 500
+
+
 class RemoteFailure(ActorError):
     """The actor failed while it handled the request."""
 
     code = "remote_failure"
+    http_status = 500
+
+
+class Misuse(ActorError):
+    """A rule of the actor model is broken: a second reader of a mailbox, a reply taken twice.
+
+    It is a bug of the actor's author. Raised while a request is handled, it is a failure and not an answer.
+    """
+
+    code = "actor_misuse"
     http_status = 500
 
 

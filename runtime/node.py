@@ -15,10 +15,11 @@ from loguru import logger
 
 from runtime import __version__
 from runtime.actors import ActorRef, ActorSystem
-from runtime.cluster import Ledger, Membership, NodeInfo, NodeProfile, Registry, ServedModel
+from runtime.cluster import DetectorSettings, Ledger, Membership, NodeInfo, NodeProfile, Registry, ServedModel
 from runtime.config.load import Config
+from runtime.config.sections import ClusterSection
 from runtime.errors import RuntimeFault
-from runtime.http.admin import NodeEntry, NodeStatus, admin_router
+from runtime.http.admin import ActorTree, NodeEntry, NodeStatus, admin_router
 from runtime.http.listener import Listener, serve
 from runtime.http.server import create_app
 from runtime.http.settings import HttpSettings
@@ -35,12 +36,15 @@ from runtime.inference.stage import STAGES, StageHost
 from runtime.spi import Frontend, ModelFamily, ModelSource, NodeMemory, PeerChanged, Telemetry
 from runtime.spi.hookspecs import PluginContext
 from runtime.spi.loader import PluginRecord, Plugins, Role
-from runtime.wire import DialStatus, Network
+from runtime.wire import DialStatus, Limits, Network, WebSockets
+from runtime.wire.tls import client_context, server_context
 
 DRAIN_SECONDS = 10.0
 """How long a stopping node lets its actors finish."""
 WAITING_PER_SEQUENCE = 16
 """Generations that may wait for each that may run."""
+MOST_NODES = 256
+"""Nodes of a cluster in which not all are pinged; each still has a link to each."""
 
 
 class Node:
@@ -60,10 +64,13 @@ class Node:
         name = config.node.name
         self.system = ActorSystem(name, fail)
         cluster = config.cluster
+        limits = Limits() if cluster.membership == "mesh" else Limits(peers=MOST_NODES - 1)
         self._network = Network(
             self.system,
             key=cluster.key.get_secret_value().encode() if cluster.key else b"",
             advertise=str(cluster.advertise_address) if cluster.advertise_address else None,
+            limits=limits,
+            medium=_medium(cluster, limits),
         )
         self._families: dict[str, ModelFamily] = self._providers("family", config.roles.families)
         self._telemetry: dict[str, Telemetry] = self._providers("telemetry", config.roles.telemetry)
@@ -72,7 +79,12 @@ class Node:
 
         self.ledger = Ledger(self.system, self._memory)
         self.membership = Membership(
-            self.system, self._network, self._provider("discovery", config.roles.discovery), self._profile
+            self.system,
+            self._network,
+            self._provider("discovery", config.roles.discovery),
+            self._profile,
+            self._detector_settings(),
+            cluster.membership,
         )
         self.registry = Registry(self.system, self._network)
         self.compute = ComputeThread()
@@ -107,7 +119,15 @@ class Node:
         self.registry.start()
         self.membership.subscribe(self._peer_changed)
         self.system.spawn(
-            lambda: StageHost(self._catalogue, self._families, self.compute, self._board, self._sinks), STAGES
+            lambda: StageHost(
+                self._catalogue,
+                self._families,
+                self.compute,
+                self._board,
+                self._sinks,
+                self.membership.pausing,
+            ),
+            STAGES,
         )
         self.system.spawn(lambda: Models(self._new_driver, self._served_by, self._peers), MODELS)
         listen = self.config.cluster.listen_address
@@ -189,6 +209,10 @@ class Node:
         )
         return [*map(_entry, members), *map(_unreached_entry, unreached)]
 
+    def actors(self) -> ActorTree:
+        """List the living actors."""
+        return ActorTree(self.system.actors(), dict(self.system.dead_letters.counts))
+
     def plugins(self) -> tuple[PluginRecord, ...]:
         """List the plugins found, with their state."""
         return self._plugins.records
@@ -203,6 +227,18 @@ class Node:
 
     def _providers(self, role: Role, names: tuple[str, ...]) -> dict[str, Any]:
         return {name: self._provider(role, name) for name in names}
+
+    def _detector_settings(self) -> DetectorSettings:
+        cluster = self.config.cluster
+        return DetectorSettings(
+            heartbeat=cluster.heartbeat,
+            phi=cluster.phi,
+            least_deviation=cluster.least_deviation,
+            acceptable_pause=cluster.acceptable_pause,
+            longest_silence=cluster.longest_silence,
+            probes=cluster.probes,
+            probe_timeout=cluster.probe_timeout,
+        )
 
     def _placing_settings(self) -> PlacingSettings:
         models = self.config.models
@@ -292,6 +328,7 @@ def _entry(info: NodeInfo) -> NodeEntry:
         memory_available=profile.memory.available if profile else 0,
         version=profile.version if profile else "unknown",
         rtt=info.rtt,
+        phi=info.phi,
         last_seen=None if info.local else info.last_seen,
         reason=info.reason,
     )
@@ -307,8 +344,24 @@ def _unreached_entry(status: DialStatus) -> NodeEntry:
         memory_available=0,
         version="unknown",
         rtt=None,
+        phi=None,
         last_seen=None,
         reason=status.reason,
+    )
+
+
+def _medium(cluster: ClusterSection, limits: Limits) -> WebSockets:
+    """Return what the node reaches its peers by.
+
+    Raises:
+        ConfigError: its certificates cannot be used.
+    """
+    if cluster.tls_cert is None or cluster.tls_key is None:
+        return WebSockets(limits)
+    return WebSockets(
+        limits,
+        server_context(cluster.tls_cert, cluster.tls_key, cluster.tls_ca, mutual=cluster.tls_mutual),
+        client_context(cluster.tls_cert, cluster.tls_key, cluster.tls_ca),
     )
 
 

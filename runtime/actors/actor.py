@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from runtime.actors.mailbox import DEFAULT_CAPACITY, Overflow
 from runtime.actors.message import Message, Request
 from runtime.actors.ref import ActorRef
-from runtime.actors.restart import Restart
+from runtime.actors.restart import Restart, Supervision
 
 if TYPE_CHECKING:
-    from runtime.actors.cell import Cell, ReplyTo
+    from runtime.actors.cell import Cell
+    from runtime.actors.reply import ReplyTo
 
 R = TypeVar("R", bound="Message | None")
 
@@ -22,11 +23,16 @@ class Actor:
     Subclasses match on the message's type in :meth:`receive`. For a :class:`~runtime.actors.message.Request` the
     value returned is the reply. Raising a :class:`~runtime.errors.RuntimeFault` there is an answer too: the asker
     gets it, and the actor lives on. Any other exception is a failure, and so is a fault that nobody waits for; its
-    :class:`~runtime.actors.restart.Restart` decides what follows.
+    :class:`~runtime.actors.restart.Restart` and its parent's :attr:`supervision` decide what follows.
+
+    When an asker gives up, by its deadline or because it is cancelled, ``receive`` is cancelled in the middle of that
+    request, and the actor lives on: what must not stay half done belongs in a ``finally``.
     """
 
     capacity: int = DEFAULT_CAPACITY
     overflow: Overflow = Overflow.REJECT
+    supervision: Supervision = Supervision()
+    """How this actor looks after its children."""
     context: Context
     """Set before :meth:`started` is called."""
 
@@ -46,6 +52,8 @@ class Actor:
 
 class Context:
     """What an actor may do: its own address, its messages to others, its children and its tasks."""
+
+    __slots__ = ("_cell", "_system")
 
     def __init__(self, cell: Cell) -> None:
         self._cell = cell
@@ -75,11 +83,24 @@ class Context:
         """
         self._system.tell(target, message)
 
+    async def send(self, target: ActorRef, message: Message) -> None:
+        """Like :meth:`tell`, but wait for room in the mailbox of a local actor whose policy is to block.
+
+        Raises:
+            ActorStopped: there is no such actor, or it stopped while this waited.
+            MailboxFull: the mailbox is full and refuses, or the link to the target's node is.
+            PeerUnreachable: there is no link to the target's node.
+        """
+        await self._system.send(target, message)
+
     async def ask(self, target: ActorRef, request: Request[R], timeout: float) -> R:
         """Send a request and wait for its reply, at most ``timeout`` seconds.
 
+        If the time is up or the caller is cancelled, so is the handling of the request, wherever the callee is.
+
         Raises:
-            AskTimeout: no reply came in time. It may still be acted upon.
+            AskTimeout: no reply came in time. What the callee did until then is not undone.
+            AskCycle: the callee waits, through others, for this actor.
             RuntimeFault: whatever the callee answered with, or why it could not be reached.
         """
         return await self._system.ask(target, request, timeout)
@@ -90,7 +111,7 @@ class Context:
         A reply that is still owed when this life of the actor ends is answered with ``ActorStopped``.
 
         Raises:
-            RuntimeError: no request is in hand (the message was told), or its reply is taken already.
+            Misuse: no request is in hand (the message was told), or its reply is taken already.
         """
         return self._cell.take_reply()
 
@@ -117,19 +138,20 @@ class Context:
         return self._system.spawn(factory, name, restart=restart, parent=self._cell)
 
     def stop(self, target: ActorRef) -> None:
-        """Ask a local actor to stop after the message it is handling."""
+        """Ask a local actor to stop after the message it is handling. It is not restarted, whatever its ``Restart``."""
         self._system.stop(target)
 
     def stop_self(self) -> None:
-        """Stop after the message in hand."""
-        self._system.stop(self._cell.ref)
+        """Stop after the message in hand. A permanent actor is restarted, as after a failure; the others are done."""
+        self._cell.stop_self()
 
-    def start_task(self, work: Coroutine[Any, Any, None], name: str) -> None:
+    def start_task(self, work: Coroutine[Any, Any, None], name: str, reply: ReplyTo | None = None) -> None:
         """Run something beside the mailbox. It ends with the actor's life, and its failure is the actor's failure.
 
-        The failure is seen between two messages: ``receive`` is not interrupted.
+        The failure is seen between two messages: ``receive`` is not interrupted. With the ``reply`` that the task
+        works for, it is cancelled when the asker gives up, and what it asks counts as asked for the asker.
 
         Raises:
             ActorStopped: the actor is in :meth:`Actor.stopped` or over.
         """
-        self._cell.start_task(work, name)
+        self._cell.start_task(work, name, reply)

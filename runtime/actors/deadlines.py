@@ -4,59 +4,68 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+
+LEFTOVERS = 1024
+"""Entries in the heap below which leftovers are not worth looking for."""
 
 
 class Deadlines:
-    """Calls ``expired(key)`` when the time of a key is up."""
+    """Calls ``expired(key)`` when the time of a key is up, if the key is live then.
 
-    def __init__(self, expired: Callable[[int], None]) -> None:
+    Args:
+        live: the keys that are live. A key that has left it, and is never to come back, is a leftover in the heap: it
+            is dropped when it comes to the top, or by a :meth:`sweep`.
+        expired: called at most once with a key.
+    """
+
+    def __init__(self, live: Collection[int], expired: Callable[[int], None]) -> None:
+        self._live = live
         self._expired = expired
         self._heap: list[tuple[float, int]] = []
-        self._live: dict[int, float] = {}
-        """Deadline of each key; a heap entry that says otherwise is a leftover."""
+        self._sweep_at = LEFTOVERS
+        """Length of the heap at which leftovers are dropped."""
         self._timer: asyncio.TimerHandle | None = None
-
-    def __len__(self) -> int:
-        return len(self._live)
+        self._next = float("inf")
+        """When the timer fires."""
 
     def add(self, key: int, when: float) -> None:
-        """Start the clock of a key, or set it anew; ``when`` is on the event loop's clock."""
-        self._live[key] = when
-        heapq.heappush(self._heap, (when, key))
-        if self._timer is None or when < self._timer.when():
+        """Start the clock of a live key; ``when`` is on the event loop's clock."""
+        heap = self._heap
+        heapq.heappush(heap, (when, key))
+        if when < self._next:
             self._arm()
-
-    def discard(self, key: int) -> None:
-        """Stop the clock of a key. Its heap entry is dropped when it comes to the top, or when leftovers abound."""
-        self._live.pop(key, None)
-        if len(self._heap) > 64 and len(self._heap) > 4 * len(self._live):
-            self._heap = [entry for entry in self._heap if self._is_live(entry)]
-            heapq.heapify(self._heap)
+        elif len(heap) > self._sweep_at:
+            self.sweep()
 
     def close(self) -> None:
         """Stop the timer."""
+        self._next = float("inf")
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _is_live(self, entry: tuple[float, int]) -> bool:
-        when, key = entry
-        return self._live.get(key) == when
+    def sweep(self) -> None:
+        """Drop the leftovers."""
+        live = self._live
+        self._heap = [entry for entry in self._heap if entry[1] in live]
+        heapq.heapify(self._heap)
+        # Each entry is looked at a bounded number of times: half of the next ones to be looked at will be new.
+        self._sweep_at = max(LEFTOVERS, 2 * len(self._heap))
 
     def _arm(self) -> None:
         self.close()
-        while self._heap and not self._is_live(self._heap[0]):
+        while self._heap and self._heap[0][1] not in self._live:
             heapq.heappop(self._heap)
         if self._heap:
-            self._timer = asyncio.get_running_loop().call_at(self._heap[0][0], self._fire)
+            self._next = self._heap[0][0]
+            self._timer = asyncio.get_running_loop().call_at(self._next, self._fire)
 
     def _fire(self) -> None:
         self._timer = None
         now = asyncio.get_running_loop().time()
         while self._heap and self._heap[0][0] <= now:
-            entry = heapq.heappop(self._heap)
-            if self._is_live(entry):
-                del self._live[entry[1]]
-                self._expired(entry[1])
+            key = heapq.heappop(self._heap)[1]
+            if key in self._live:
+                self._expired(key)
         self._arm()

@@ -20,13 +20,30 @@ class Tell(msgspec.Struct, frozen=True):
     message: Message
 
 
+class Caller(msgspec.Struct, frozen=True):
+    """An actor that handles no other message until its ask, the one of this number on its node, is over."""
+
+    ref: ActorRef
+    ask: int
+
+
 class Ask(msgspec.Struct, frozen=True):
-    """Deliver, and answer with :class:`Answer` or :class:`Failure` under ``id`` within ``timeout_ms``."""
+    """Deliver, and answer with :class:`Answer` or :class:`Failure` under ``id`` within ``timeout_ms``.
+
+    ``chain`` names the actors that wait for this answer, the first asker first, so that a cycle is seen.
+    """
 
     target: ActorRef
     message: Message
     id: int
     timeout_ms: int
+    chain: tuple[Caller, ...] = ()
+
+
+class Cancel(msgspec.Struct, frozen=True):
+    """Nobody waits for the answer to this ask any more. It goes on the lane of the ask, so as to come after it."""
+
+    id: int
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -63,7 +80,7 @@ class Gone(msgspec.Struct, frozen=True):
     reason: str
 
 
-Signal = Tell | Ask | Answer | Failure | Watch | Unwatch | Gone
+Signal = Tell | Ask | Cancel | Answer | Failure | Watch | Unwatch | Gone
 
 
 class Transport(Protocol):

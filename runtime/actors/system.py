@@ -4,40 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import random
 import time
-from collections import Counter
 from collections.abc import Callable
 from typing import TypeVar
 
+import msgspec
 from loguru import logger
 
 from runtime.actors.actor import Actor
-from runtime.actors.cell import Cell, Envelope, ReplyTo
-from runtime.actors.deadlines import Deadlines
-from runtime.actors.message import Down, Message, Request
+from runtime.actors.asks import Asks
+from runtime.actors.cell import Cell
+from runtime.actors.dead_letters import DeadLetters
+from runtime.actors.items import Delivered, Item
+from runtime.actors.message import Message, Request
+from runtime.actors.monitors import Monitors
+from runtime.actors.outside import Outside
 from runtime.actors.ref import CURRENT, ActorRef
-from runtime.actors.restart import Restart
-from runtime.actors.signal import (
-    Answer,
-    Ask,
-    Failure,
-    Gone,
-    Signal,
-    Tell,
-    Transport,
-    Unwatch,
-    Watch,
-    lane_of,
-)
-from runtime.errors import (
-    ActorError,
-    ActorStopped,
-    AskTimeout,
-    MailboxFull,
-    PeerUnreachable,
-    RuntimeFault,
-    fault_named,
-)
+from runtime.actors.reply import OPEN, ReplyTo
+from runtime.actors.restart import Restart, Supervision
+from runtime.actors.signal import Answer, Ask, Cancel, Failure, Gone, Signal, Tell, Transport, Unwatch, Watch
+from runtime.actors.supervisor import Supervisor
+from runtime.errors import ActorError, ActorStopped, MailboxFull, PeerUnreachable, RuntimeFault, fault_named
 
 R = TypeVar("R", bound="Message | None")
 
@@ -46,62 +34,92 @@ CANCEL_WAIT = 1.0
 """How often, and how many seconds apart, a shutdown cancels actors that hold on in spite of it."""
 
 
-class _PendingAsk:
-    """A request of ours that is not answered yet."""
+class ActorInfo(msgspec.Struct, frozen=True):
+    """A living actor, as an operator sees it."""
 
-    __slots__ = ("future", "request", "target", "timeout")
-
-    def __init__(
-        self, future: asyncio.Future[Message | None], target: ActorRef, request: type[Message], timeout: float
-    ) -> None:
-        self.future = future
-        self.target = target
-        self.request = request
-        self.timeout = timeout
-
-
-class _NoTransport:
-    """What a system has before it is joined to others."""
-
-    def send(self, node: str, signal: Signal, lane: object) -> None:
-        del signal, lane
-        raise PeerUnreachable(f"there is no link to node {node}: this node is not part of a cluster")
+    path: str
+    parent: str | None
+    """Path of the actor that started it; None at the top."""
+    mailbox: int
+    """Messages that wait."""
+    handled: int
+    restarts: int
+    last_error: str | None
+    age: float
+    """Seconds since its spawn."""
 
 
 class ActorSystem:
     """The actors of one node.
 
-    Make it inside a running event loop, and :meth:`shut_down` at the end. ``escalation`` is called when a permanent
-    top-level actor cannot be kept alive: the node is then not worth keeping either.
+    Make it inside a running event loop, and :meth:`shut_down` at the end.
+
+    Args:
+        node: the name of the node.
+        escalation: called when the top-level actors fail more often than ``supervision`` grants; the node is then not
+            worth keeping.
+        supervision: how the top-level actors are looked after.
+        boot: milliseconds since the epoch at the start of the node; the high part of every incarnation, so that the
+            lives of a node differ.
+        jitter: varies the pauses before restarts.
     """
 
-    def __init__(self, node: str, escalation: Callable[[Exception], None] | None = None) -> None:
+    def __init__(
+        self,
+        node: str,
+        escalation: Callable[[Exception], None] | None = None,
+        *,
+        supervision: Supervision | None = None,
+        boot: int | None = None,
+        jitter: random.Random | None = None,
+    ) -> None:
         self.node = node
-        self.boot = time.time_ns() // 1_000_000
-        """Milliseconds since the epoch at start; the high part of every incarnation, so a node's lives differ."""
-        self.dead_letters: Counter[str] = Counter()
+        self.boot = time.time_ns() // 1_000_000 if boot is None else boot
+        self.loop = asyncio.get_running_loop()
+        self.jitter = jitter or random.Random()  # noqa: S311 - no secret
+        self.dead_letters = DeadLetters(self.loop.time)
         self._escalation = escalation
-        self._transport: Transport = _NoTransport()
-        self._loop = asyncio.get_running_loop()
         self._cells: dict[str, Cell] = {}
         self._spawned = itertools.count(1)
+        self._root = Supervisor(supervision or Supervision(), self._escalated, self.jitter)
+        self._outside = Outside()
         # Not from 1: an answer to a node's former life must not pass for one to this life.
-        self._asks = itertools.count((self.boot << 20) + 1)
-        self._pending: dict[int, _PendingAsk] = {}
-        self._deadlines = Deadlines(self._expired)
-        self._watchers: dict[ActorRef, set[Cell]] = {}
-        """Watched actor, here or elsewhere, as it was named, to the local actors that watch it; never empty."""
-        self._remote_watchers: dict[ActorRef, set[str]] = {}
-        """Local actor, as it was named, to the nodes that watch it; never empty."""
+        self._asks = Asks(node, (self.boot << 20) + 1, self.loop, self.dead_letters, self._outside)
+        self._monitors = Monitors(node, self._outside)
         self._draining = False
 
     def now(self) -> float:
         """The event loop's clock, in seconds."""
-        return self._loop.time()
+        return self.loop.time()
 
     def join(self, transport: Transport) -> None:
         """Reach other nodes through this transport."""
-        self._transport = transport
+        self._outside.transport = transport
+
+    def actors(self) -> list[ActorInfo]:
+        """List the living actors, each followed by its children."""
+        found: list[ActorInfo] = []
+        now = self.now()
+
+        def visit(supervisor: Supervisor) -> None:
+            for path, cell in supervisor.children.items():
+                parent = None if cell.parent is None else cell.parent.ref.path
+                found.append(
+                    ActorInfo(
+                        path,
+                        parent,
+                        len(cell.mailbox),
+                        cell.handled,
+                        cell.restarts,
+                        cell.last_error,
+                        now - cell.since,
+                    )
+                )
+                if cell.own is not None:
+                    visit(cell.own)
+
+        visit(self._root)
+        return found
 
     # -- life -------------------------------------------------------------------------------------------------------
 
@@ -127,14 +145,12 @@ class ActorSystem:
         if path in self._cells:
             raise ActorError(f"an actor lives at {path} on {self.node} already")
         ref = ActorRef(self.node, path, (self.boot << 20) + next(self._spawned))
-        cell = Cell(self, ref, factory, restart, parent)
-        self._cells[path] = cell
-        if parent is not None:
-            parent.children[path] = cell
+        supervisor = self._root if parent is None else parent.supervise()
+        self._cells[path] = supervisor.children[path] = Cell(self, ref, factory, restart, parent, supervisor)
         return ref
 
     def stop(self, ref: ActorRef) -> None:
-        """Ask a local actor to stop; stopping one that is gone is not an error."""
+        """Ask a local actor to stop for good; stopping one that is gone is not an error."""
         cell = self._find(ref)
         if cell is not None:
             cell.stop()
@@ -150,42 +166,31 @@ class ActorSystem:
         What is left is answered with :class:`~runtime.errors.ActorStopped`, and so is what was asked from here.
         """
         self._draining = True
-        roots = [cell for cell in self._cells.values() if cell.parent is None]
-        for cell in roots:
-            cell.drain()
-        late = {cell.done for cell in roots}
-        if late:
-            _, late = await asyncio.wait(late, timeout=grace)
+        self._root.begin_stop(drain=True)
+        ending = self.loop.create_task(self._root.stop_children(drain=True), name=f"shutdown of {self.node}")
+        await asyncio.wait([ending], timeout=grace)
         for _ in range(CANCEL_ROUNDS):
-            if not late:
+            if ending.done():
                 break
             remaining = list(self._cells.values())
             logger.warning("{} actors have not stopped in time and are cancelled", len(remaining))
             for cell in reversed(remaining):
                 cell.kill()
-            _, late = await asyncio.wait(late, timeout=CANCEL_WAIT)
-        if late:
+            await asyncio.wait([ending], timeout=CANCEL_WAIT)
+        if not ending.done():
             logger.error("these actors ignore that they are cancelled: {}", ", ".join(map(str, self._cells)))
-        for ask in self._pending.values():
-            if not ask.future.done():
-                ask.future.set_exception(ActorStopped(f"node {self.node} shut down while {ask.target} was asked"))
-        self._deadlines.close()
+            ending.cancel()
+        self._asks.fail_all(lambda ask: ActorStopped(f"node {self.node} shut down while {ask.target} was asked"))
+        self._asks.deadlines.close()
 
     def ended(self, cell: Cell, reason: str) -> None:
         """Take note of the end of an actor; called by its cell, once."""
         if self._cells.get(cell.ref.path) is cell:
             del self._cells[cell.ref.path]
-        if cell.parent is not None:
-            cell.parent.children.pop(cell.ref.path, None)
-        for named in (cell.ref, ActorRef(self.node, cell.ref.path)):
-            self._announce(named, reason)
-            for node in self._remote_watchers.pop(named, ()):
-                self._send_or_log(node, Gone(named, reason))
-        for target in list(cell.watching):
-            self._unwatch(cell, target)
+        self._monitors.ended(cell, reason)
 
-    def escalated(self, failure: Exception) -> None:
-        """A permanent top-level actor is lost."""
+    def _escalated(self, failure: Exception) -> None:
+        """The top-level actors cannot be kept alive."""
         if self._draining:
             return
         if self._escalation is None:
@@ -197,191 +202,165 @@ class ActorSystem:
 
     def tell(self, target: ActorRef, message: Message) -> None:
         """Queue a message; see :meth:`runtime.actors.actor.Context.tell`."""
-        if target.node == self.node:
-            self._admit(target, Envelope(message, None))
-        else:
-            self._transport.send(target.node, Tell(target, message), message.lane)
+        if target.node != self.node:
+            self._outside.send(target.node, Tell(target, message), message.lane)
+            return
+        cell = self._cells.get(target.path)
+        if cell is None or cell.stopping or (target.incarnation != cell.incarnation and target.incarnation != CURRENT):
+            raise self._nobody(target)
+        try:
+            dropped = cell.mailbox.put(message)
+        except MailboxFull as full:
+            raise self._full(target, message, full) from None
+        if dropped is not None:
+            self._dropped(target, dropped)
+
+    async def send(self, target: ActorRef, message: Message) -> None:
+        """Queue a message, waiting for room; see :meth:`runtime.actors.actor.Context.send`."""
+        if target.node != self.node:
+            self.tell(target, message)
+            return
+        cell = self._admitting(target)
+        try:
+            dropped = await cell.mailbox.send(message)
+        except MailboxFull as full:
+            raise self._full(target, message, full) from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise ActorStopped(f"{target} stopped while {type(message).__name__} waited for room") from None
+        if dropped is not None:
+            self._dropped(target, dropped)
 
     async def ask(self, target: ActorRef, request: Request[R], timeout: float) -> R:
         """Send a request and wait; see :meth:`runtime.actors.actor.Context.ask`."""
-        ask_id = next(self._asks)
-        future: asyncio.Future[Message | None] = self._loop.create_future()
-        self._pending[ask_id] = _PendingAsk(future, target, type(request), timeout)
-        self._deadlines.add(ask_id, self._loop.time() + timeout)
+        asks = self._asks
+        ask = asks.begin(target, request, timeout)
         try:
             if target.node == self.node:
-                self._admit(
-                    target,
-                    Envelope(
-                        request,
-                        ReplyTo(
-                            lambda value: self._settle(ask_id, value, self.node),
-                            lambda fault: self._fail(ask_id, fault, self.node),
-                        ),
-                    ),
-                )
+                # The same as _admit_ask, in fewer steps.
+                cell = self._cells.get(target.path)
+                if cell is None or cell.stopping or target.incarnation not in (CURRENT, cell.incarnation):
+                    raise self._nobody(target)
+                if ask.chain:
+                    asks.check_cycle(cell, ask.chain)
+                ask.callee = cell
+                dropped = cell.mailbox.put(ask, True)
+                if dropped is not None:
+                    self._dropped(target, dropped)
             else:
-                self._transport.send(target.node, Ask(target, request, ask_id, round(timeout * 1000)), request.lane)
-            return await future  # type: ignore[return-value]  # the callee answers with what Request[R] promises
+                self._outside.send(
+                    target.node, Ask(target, request, ask.id, round(timeout * 1000), ask.chain), request.lane
+                )
+            return await ask.future  # type: ignore[return-value]  # the callee answers with what Request[R] promises
+        except MailboxFull as full:
+            if ask.future.done():
+                raise  # it is the callee's answer
+            raise self._full(target, request, full) from None
         finally:
-            del self._pending[ask_id]
-            self._deadlines.discard(ask_id)
-
-    def dead_letter(self, target: ActorRef, message: object, reason: str) -> None:
-        """Count a message that nobody will handle."""
-        self.dead_letters[reason] += 1
-        logger.debug("dead letter ({}): {} for {}", reason, type(message).__name__, target)
+            del asks.pending[ask.id]
+            if ask.state is OPEN:
+                asks.give_up(ask)
 
     def monitor(self, watcher: ActorRef, target: ActorRef) -> None:
         """Send ``watcher``, a local actor, one ``Down`` when ``target`` is gone."""
         cell = self._find(watcher)
-        if cell is None or target in cell.watching:
-            return
-        if target.node == self.node and self._find(target) is None:
-            self._notify(cell, Down(target, "noproc"))
-            return
-        cell.watching.add(target)
-        watchers = self._watchers.setdefault(target, set())
-        watchers.add(cell)
-        if target.node != self.node and len(watchers) == 1:
-            try:
-                self._transport.send(target.node, Watch(target), lane_of(Watch(target)))
-            except RuntimeFault:
-                self._announce(target, "noconnection")
+        if cell is not None:
+            self._monitors.watch(cell, target, lives=self._find(target) is not None)
 
     def demonitor(self, watcher: ActorRef, target: ActorRef) -> None:
         """Take a monitor back."""
         cell = self._find(watcher)
-        if cell is not None and target in cell.watching:
-            self._unwatch(cell, target)
+        if cell is not None:
+            self._monitors.unwatch(cell, target)
 
     # -- from other nodes -------------------------------------------------------------------------------------------
 
-    def deliver(self, node: str, signal: Signal) -> None:
-        """Act on a signal that came from ``node``."""
+    def deliver(self, node: str, signal: Signal, consumed: Callable[[], None] | None = None) -> None:
+        """Act on a signal that came from ``node``.
+
+        ``consumed`` is called when an actor has handled the message, and is let go of when none will: it makes its
+        own conclusions from that.
+        """
         match signal:
             case Tell(target, message):
                 try:
-                    self._admit(target, Envelope(message, None))
+                    self._admit_delivered(target, Delivered(message, consumed))
                 except ActorError as fault:
-                    self.dead_letter(target, message, fault.code)
-            case Ask(target, message, ask_id, timeout_ms):
-                self._deliver_ask(node, target, message, ask_id, timeout_ms)
-            case Answer(ask_id, value):
-                self._settle(ask_id, value, node)
-            case Failure(ask_id, code, text):
-                self._fail(ask_id, fault_named(code)(text), node)
+                    self.dead_letters.record(target, message, fault.code)
+            case Ask(target):
+                reply = self._asks.take(node, signal, consumed)
+                try:
+                    self._admit_ask(target, reply, line_up=False)
+                except ActorError as fault:
+                    reply.fail(fault)
+            case Cancel(number):
+                self._asks.cancel(node, number)
+            case Answer(number, value):
+                self._asks.settle(number, value, node)
+            case Failure(number, code, text):
+                self._asks.refuse_ours(number, fault_named(code)(text), node)
             case Watch(target):
-                if self._find(target) is None:
-                    self._send_or_log(node, Gone(target, "noproc"))
-                else:
-                    self._remote_watchers.setdefault(target, set()).add(node)
+                self._monitors.watch_for(node, target, lives=self._find(target) is not None)
             case Unwatch(target):
-                self._forget_remote_watcher(target, node)
+                self._monitors.unwatch_for(node, target)
             case Gone(target, reason):
                 if target.node == node:
-                    self._announce(target, reason)
+                    self._monitors.announce(target, reason)
 
     def node_lost(self, node: str, reason: str = "noconnection") -> None:
-        """The link to a node is gone: what was asked of it fails, what was watched on it is down."""
-        for ask in self._pending.values():
-            if ask.target.node == node and not ask.future.done():
-                ask.future.set_exception(PeerUnreachable(f"node {node} was lost while {ask.target} was asked"))
-        for target in [target for target in self._watchers if target.node == node]:
-            self._announce(target, reason)
-        for target in list(self._remote_watchers):
-            self._forget_remote_watcher(target, node)
+        """The link to a node is gone: what was asked of it fails, what it asked is left off, its actors are down."""
+        self._asks.fail_all(
+            lambda ask: PeerUnreachable(f"node {node} was lost while {ask.target} was asked"), node=node
+        )
+        self._asks.abandon_all(node)
+        self._monitors.node_lost(node, reason)
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
     def _find(self, ref: ActorRef) -> Cell | None:
         cell = self._cells.get(ref.path)
-        if cell is None or ref.incarnation not in (CURRENT, cell.ref.incarnation):
+        if cell is None or ref.incarnation not in (CURRENT, cell.incarnation):
             return None
         return cell
 
-    def _admit(self, target: ActorRef, envelope: Envelope) -> None:
-        cell = self._find(target)
-        if cell is None or cell.stopping:
-            raise ActorStopped(f"no actor lives at {target} any more")
+    def _admitting(self, target: ActorRef) -> Cell:
+        cell = self._cells.get(target.path)
+        if cell is None or cell.stopping or (target.incarnation != cell.incarnation and target.incarnation != CURRENT):
+            raise self._nobody(target)
+        return cell
+
+    def _admit_delivered(self, target: ActorRef, item: Delivered) -> None:
         try:
-            dropped = cell.mailbox.put(envelope)
+            dropped = self._admitting(target).mailbox.put(item)
         except MailboxFull as full:
-            raise MailboxFull(f"{target} does not take {type(envelope.message).__name__}: {full.message}") from None
-        if isinstance(dropped, Envelope):
-            self.dead_letter(target, dropped.message, "overflow")
-            if dropped.reply is not None:
-                dropped.reply.fail(ActorStopped(f"{target} dropped the request: newer messages took its place"))
+            raise self._full(target, item.message, full) from None
+        if dropped is not None:
+            self._dropped(target, dropped)
 
-    def _deliver_ask(self, node: str, target: ActorRef, message: Message, ask_id: int, timeout_ms: int) -> None:
-        del timeout_ms  # the asker's own clock decides; a late answer is dropped and counted there
-        reply = ReplyTo(
-            lambda value: self._send_answer(node, Answer(ask_id, value)),
-            lambda fault: self._send_or_log(node, Failure(ask_id, fault.code, fault.message)),
-        )
+    def _admit_ask(self, target: ActorRef, ask: ReplyTo, *, line_up: bool) -> None:
+        """Put a request into its mailbox. An asker of this node waits for room, if it must, until its deadline."""
+        ask.callee = cell = self._admitting(target)
+        if ask.chain:
+            self._asks.check_cycle(cell, ask.chain)
         try:
-            self._admit(target, Envelope(message, reply))
-        except ActorError as fault:
-            reply.fail(fault)
+            dropped = cell.mailbox.put(ask, line_up=line_up)
+        except MailboxFull as full:
+            raise self._full(target, ask.message, full) from None
+        if dropped is not None:
+            self._dropped(target, dropped)
 
-    def _send_answer(self, node: str, answer: Answer) -> None:
-        """Send an answer; where it cannot travel (too large, a full queue), send why, which is small."""
-        try:
-            self._transport.send(node, answer, lane_of(answer))
-        except RuntimeFault as fault:
-            self._send_or_log(node, Failure(answer.id, fault.code, fault.message))
+    def _dropped(self, target: ActorRef, item: Message | Item) -> None:
+        """Newer messages took the place of one."""
+        if isinstance(item, ReplyTo):
+            self.dead_letters.record(target, item.message, "overflow")
+            item.fail(ActorStopped(f"{target} dropped the request: newer messages took its place"))
+        else:
+            self.dead_letters.record(target, item.message if isinstance(item, Delivered) else item, "overflow")
 
-    def _send_or_log(self, node: str, signal: Signal) -> None:
-        """Send what the other side will do without, if it must: its link is down, and it knows."""
-        try:
-            self._transport.send(node, signal, lane_of(signal))
-        except RuntimeFault as fault:
-            logger.debug("{} for {} is not sent: {}", type(signal).__name__, node, fault)
+    def _nobody(self, target: ActorRef) -> ActorStopped:
+        return ActorStopped(f"no actor lives at {target} any more")
 
-    def _settle(self, ask_id: int, value: Message | None, node: str) -> None:
-        if (ask := self._awaited(ask_id, node)) is not None:
-            ask.future.set_result(value)
-
-    def _fail(self, ask_id: int, fault: RuntimeFault, node: str) -> None:
-        if (ask := self._awaited(ask_id, node)) is not None:
-            ask.future.set_exception(fault)
-
-    def _awaited(self, ask_id: int, node: str) -> _PendingAsk | None:
-        """Return the request that ``node`` answers, or count the answer as late."""
-        ask = self._pending.get(ask_id)
-        if ask is None or ask.future.done() or ask.target.node != node:
-            self.dead_letters["late_reply"] += 1
-            return None
-        return ask
-
-    def _expired(self, ask_id: int) -> None:
-        ask = self._pending.get(ask_id)
-        if ask is not None and not ask.future.done():
-            ask.future.set_exception(
-                AskTimeout(f"{ask.target} did not answer {ask.request.__name__} within {ask.timeout:g} s")
-            )
-
-    def _announce(self, target: ActorRef, reason: str) -> None:
-        for cell in self._watchers.pop(target, ()):
-            cell.watching.discard(target)
-            self._notify(cell, Down(target, reason))
-
-    def _notify(self, cell: Cell, down: Down) -> None:
-        if not cell.stopping:
-            cell.mailbox.put_system(Envelope(down, None))
-
-    def _unwatch(self, cell: Cell, target: ActorRef) -> None:
-        cell.watching.discard(target)
-        watchers = self._watchers[target]
-        watchers.discard(cell)
-        if not watchers:
-            del self._watchers[target]
-            if target.node != self.node:
-                self._send_or_log(target.node, Unwatch(target))
-
-    def _forget_remote_watcher(self, target: ActorRef, node: str) -> None:
-        nodes = self._remote_watchers.get(target)
-        if nodes is not None:
-            nodes.discard(node)
-            if not nodes:
-                del self._remote_watchers[target]
+    def _full(self, target: ActorRef, message: Message, full: MailboxFull) -> RuntimeFault:
+        return MailboxFull(f"{target} does not take {type(message).__name__}: {full.message}")

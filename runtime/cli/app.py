@@ -25,6 +25,7 @@ VERBS = {
     "ps": "List the models being served, and which node holds which layers.",
     "status": "Describe a node: version, backend, memory, and what it serves.",
     "nodes": "List the nodes, as one of them sees the others.",
+    "actors": "List the living actors of a node as a tree, and the messages that reached none.",
     "plugins": "List the plugins, their versions, hooks and status.",
     "config": "Show the effective configuration.",
     "bench": "Compare a node with mlx-lm alone, and two nodes with one, on this machine.",

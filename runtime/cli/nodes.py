@@ -16,7 +16,7 @@ def nodes(url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: Json = False)
         print_json(entries)
         return
     print_table(
-        ("NODE", "STATE", "ADDRESS", "BACKEND", "AVAILABLE", "MEMORY", "VERSION", "ROUND TRIP", "LAST SEEN", "REASON"),
+        ("NODE", "STATE", "ADDRESS", "BACKEND", "AVAILABLE", "MEMORY", "VERSION", "RTT", "PHI", "LAST SEEN", "REASON"),
         (
             (
                 each["name"] or None,
@@ -27,6 +27,7 @@ def nodes(url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: Json = False)
                 memory(each["memory_total"]),
                 each["version"],
                 None if each["rtt"] is None else f"{each['rtt'] * 1000:.1f} ms",
+                None if each["phi"] is None else f"{each['phi']:.1f}",
                 None if each["last_seen"] is None else f"{duration(each['last_seen'])} ago",
                 each["reason"],
             )

@@ -3,7 +3,8 @@
 from runtime.cluster.changes import Changes
 from runtime.cluster.detector import DetectorSettings, FailureDetector, PeerState
 from runtime.cluster.ledger import LEDGER, Commit, Ledger, Release, Reserve, Reserved, Settled
-from runtime.cluster.membership import MEMBERSHIP, Membership, NodeInfo, NodeProfile
+from runtime.cluster.membership import MEMBERSHIP, Membership
+from runtime.cluster.node_info import NodeInfo, NodeProfile
 from runtime.cluster.registry import REGISTRY, Registry
 from runtime.cluster.reservations import Reservation, Reservations
 from runtime.cluster.served import ServedModel, ServedModels, ServedStage, ServedState

@@ -7,7 +7,7 @@ from runtime.wire import parse_address
 
 FORGOTTEN = 3600.0
 """Seconds after which an address that a peer told of, and nobody was linked at since, is dropped."""
-MOST_LEARNT = 64
+MOST_LEARNT = 256
 
 
 class AddressBook:

@@ -1,14 +1,21 @@
 """Who is in the cluster, and in what state.
 
 There is no master: every node keeps its own view. Addresses come from discovery and from peers, who tell each other
-whom they know, so that any connected set of seeds becomes a full mesh. Each node tells its peers about itself, and
-judges each of them by its signs of life.
+whom they know, so that any connected set of seeds becomes a full mesh of links. Each node tells its peers about itself,
+and judges them by their signs of life: in a small cluster by pinging all (:mod:`runtime.cluster.mesh`), in a large one
+by pinging some (:mod:`runtime.cluster.swim`).
+
+A node that was declared down has lost its session, and with it all that was under way. It is accepted again with a new
+session, never within the old one.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal
 
 import msgspec
 from loguru import logger
@@ -16,70 +23,33 @@ from loguru import logger
 from runtime.actors import Actor, ActorRef, ActorSystem, Message
 from runtime.cluster.addresses import AddressBook
 from runtime.cluster.broadcast import broadcast
-from runtime.cluster.detector import DetectorSettings, FailureDetector, PeerState
-from runtime.spi import Discovery, NodeMemory, NodeView
+from runtime.cluster.detector import DetectorSettings, PeerState
+from runtime.cluster.liveness import Change, Effects, Liveness, Ping, PingRequest, Pong
+from runtime.cluster.mesh import Mesh
+from runtime.cluster.node_info import NodeInfo, NodeProfile
+from runtime.cluster.swim import Swim
+from runtime.spi import Discovery, NodeView
 from runtime.wire import DialState, DialStatus, Network, PeerInfo
 
 MEMBERSHIP = "/membership"
 """Path of the actor on every node."""
 REPORT_INTERVAL = 2.0
-"""Seconds between two reports of a node about itself when nothing but its memory changes."""
+"""Seconds between two reports of a node about itself when nothing but its memory changes; longer in a large cluster."""
 DISCOVERY_RETRY = 5.0
 """Seconds after which a discovery that failed or ended is asked again."""
 REMEMBERED = 64
 """Nodes that are down and still listed."""
+MESH_NODES = 16
+"""Nodes up to which ``auto`` pings all of them."""
+MESH_AGAIN = 12
+"""Nodes at which it does so again: a node that comes and goes must not change the protocol each time."""
+PAUSE = 60.0
+"""Seconds for which a pause is announced at once: so long may the event loop stand still."""
+PAUSE_RENEWAL = 15.0
+"""Seconds after which it is announced again while it lasts."""
 
-
-class NodeProfile(msgspec.Struct, frozen=True):
-    """What a node tells of itself."""
-
-    version: str
-    """Of the runtime."""
-    backend: str
-    """``metal``, ``cuda`` or ``cpu``."""
-    memory: NodeMemory
-    families: tuple[str, ...] = ()
-    """Model family plugins that it has."""
-
-
-class NodeInfo(msgspec.Struct, frozen=True):
-    """One node as this one sees it."""
-
-    name: str
-    boot: int
-    """Milliseconds since the epoch at its start."""
-    address: str
-    state: PeerState
-    profile: NodeProfile | None
-    """None until it has told."""
-    rtt: float | None
-    """Seconds from a heartbeat to its echo, smoothed; None until measured, and for this node itself."""
-    last_seen: float
-    """Seconds since its last sign of life, at the time of asking."""
-    reason: str | None
-    """Why it is down."""
-    local: bool
-    """Whether it is this node itself."""
-
-    def view(self) -> NodeView | None:
-        """What a placement policy sees of the node; None if it is not up or has not told."""
-        if self.state is PeerState.DOWN or self.profile is None:
-            return None
-        return NodeView(self.name, self.profile.memory, self.profile.backend, self.profile.families)
-
-
-class Heartbeat(Message, frozen=True, tag="cluster.heartbeat"):
-    """A sign of life; answered with :class:`HeartbeatEcho`. ``sent`` is on the sender's own clock."""
-
-    node: str
-    sent: float
-
-
-class HeartbeatEcho(Message, frozen=True, tag="cluster.heartbeat_echo"):
-    """The answer to a heartbeat."""
-
-    node: str
-    sent: float
+Mode = Literal["mesh", "swim", "auto"]
+"""How peers are judged: all of them pinged, some of them, or as the size of the cluster asks for."""
 
 
 class NodeReport(Message, frozen=True, tag="cluster.report"):
@@ -90,27 +60,19 @@ class NodeReport(Message, frozen=True, tag="cluster.report"):
     peers: tuple[str, ...]
 
 
-class Pausing(Message, frozen=True, tag="cluster.pausing"):
-    """The node may be silent for so many seconds; zero takes it back."""
-
-    node: str
-    seconds: float
-
-
 class _Member:
     """What is kept of one peer."""
 
-    def __init__(self, peer: PeerInfo, detector: FailureDetector, now: float) -> None:
+    def __init__(self, peer: PeerInfo, now: float) -> None:
         self.peer = peer
-        self.detector: FailureDetector | None = detector
+        self.state = PeerState.UP
         self.profile: NodeProfile | None = None
-        self.rtt: float | None = None
         self.seen = now
         self.reason: str | None = None
 
     @property
-    def state(self) -> PeerState:
-        return self.detector.state if self.detector else PeerState.DOWN
+    def linked(self) -> bool:
+        return self.state is not PeerState.DOWN
 
 
 class Membership:
@@ -123,17 +85,28 @@ class Membership:
         discovery: Discovery,
         profile: Callable[[], NodeProfile],
         settings: DetectorSettings | None = None,
+        mode: Mode = "auto",
+        chance: random.Random | None = None,
     ) -> None:
-        """``profile`` is called on the event loop, a few times a second, and must return at once."""
+        """``profile`` is called on the event loop, a few times a second, and must return at once.
+
+        ``chance`` chooses which peers are asked for what.
+        """
         self._system = system
         self._network = network
         self._discovery = discovery
         self._profile = profile
         self._settings = settings or DetectorSettings()
+        self._mode = mode
+        # From the global generator, so that a simulation that seeds that one runs the same again.
+        self._chance = chance or random.Random(random.getrandbits(64))  # noqa: S311 - it chooses peers, not secrets
         self._members: dict[str, _Member] = {}
         self._book = AddressBook()
         self._listeners: list[Callable[[NodeInfo], None]] = []
         self._reported: tuple[NodeProfile, float] | None = None
+        self._liveness: Liveness = self._mesh() if mode != "swim" else self._swim()
+        self._pauses = 0
+        self._announced = float("-inf")
 
     # -- for the node -----------------------------------------------------------------------------------------------
 
@@ -169,16 +142,25 @@ class Membership:
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener)
 
-    def announce_pause(self, seconds: float) -> None:
-        """Tell the peers that this node may be silent for a while; zero when it is back before."""
-        broadcast(self._system, self._linked(), MEMBERSHIP, Pausing(self._system.node, seconds))
+    @contextmanager
+    def pausing(self) -> Iterator[None]:
+        """Have the peers expect silence for the length of the block, because this node is about to be very busy.
+
+        Blocks may overlap. A crash meanwhile is noticed by its closed connections as ever; one that leaves them open
+        is noticed when the announcement has run out, up to a minute later.
+        """
+        self._pauses += 1
+        self._announce_pause()
+        try:
+            yield
+        finally:
+            self._pauses -= 1
+            if not self._pauses:
+                self._announce_pause()
 
     def report(self) -> None:
         """Tell the peers about this node now, because something has changed."""
-        profile = self._profile()
-        known = tuple(sorted(peer.address for peer in self._network.peers() if peer.address))
-        broadcast(self._system, self._linked(), MEMBERSHIP, NodeReport(self._system.node, profile, known))
-        self._reported = (profile, self._system.now())
+        self._reported = (self._report_to(self._linked()), self._system.now())
 
     # -- for the actor ----------------------------------------------------------------------------------------------
 
@@ -203,10 +185,16 @@ class Membership:
 
     def tick(self, now: float) -> None:
         """Do what is due at this time."""
-        for node, member in list(self._members.items()):
-            if member.detector is not None:
-                self._judge(node, member, member.detector, now)
-        broadcast(self._system, self._linked(), MEMBERSHIP, Heartbeat(self._system.node, now))
+        self._choose_protocol(now)
+        for node, member in self._members.items():
+            received = self._network.last_received(node)
+            if received is not None:
+                member.seen = received
+                self._liveness.heard(node, received)
+                self._book.linked(member.peer.address, now)
+        self._apply(self._liveness.tick(now))
+        if self._pauses and now - self._announced >= PAUSE_RENEWAL:
+            self._announce_pause()
         if self._is_report_due(now):
             self.report()
             self._book.forget(now)
@@ -215,16 +203,10 @@ class Membership:
     def take(self, message: Message) -> None:
         """Act on what a peer says."""
         match message:
-            case Heartbeat(node, sent):
-                broadcast(self._system, [node], MEMBERSHIP, HeartbeatEcho(self._system.node, sent))
-            case HeartbeatEcho(node, sent):
-                self._echoed(node, self._system.now() - sent)
+            case Ping() | Pong() | PingRequest():
+                self._apply(self._liveness.receive(message, self._system.now()))
             case NodeReport(node, profile, peers):
                 self._reported_by(node, profile, peers)
-            case Pausing(node, seconds):
-                member = self._members.get(node)
-                if member is not None and member.detector is not None:
-                    member.detector.pause(self._system.now(), seconds)
             case _:
                 logger.warning("{} has no use for a {}", MEMBERSHIP, type(message).__name__)
 
@@ -232,52 +214,73 @@ class Membership:
 
     def _up(self, peer: PeerInfo) -> None:
         now = self._system.now()
-        self._members[peer.node] = _Member(peer, FailureDetector(self._settings, now), now)
+        self._members[peer.node] = _Member(peer, now)
+        self._liveness.add(peer.node, peer.boot, now)
         self._book.linked(peer.address, now)
         self._tell_listeners(peer.node)
-        # To all of them: the others learn of the new one's address, and the mesh closes at once.
-        self.report()
+        # In a mesh to all of them: the others learn of the new one's address, and the mesh closes at once.
+        self._report_to(self._linked() if isinstance(self._liveness, Mesh) else [peer.node])
 
     def _down(self, node: str, reason: str) -> None:
         member = self._members.get(node)
-        if member is None or member.detector is None:
+        if member is None or not member.linked:
             return
-        member.detector = None
-        member.reason = reason
-        down = [name for name, other in self._members.items() if other.detector is None and name != node]
+        self._liveness.remove(node)
+        member.state, member.reason = PeerState.DOWN, reason
+        down = [name for name, other in self._members.items() if not other.linked and name != node]
         if len(down) >= REMEMBERED:
             del self._members[min(down, key=lambda name: self._members[name].seen)]
         self._tell_listeners(node)
 
-    def _judge(self, node: str, member: _Member, detector: FailureDetector, now: float) -> None:
-        received = self._network.last_received(node)
-        if received is not None:
-            member.seen = received
-            detector.heard(received)
-            self._book.linked(member.peer.address, now)
-        match detector.tick(now):
+    def _apply(self, effects: Effects) -> None:
+        for node, message in effects.sends:
+            broadcast(self._system, [node], MEMBERSHIP, message)
+        for change in effects.changes:
+            self._change(change)
+
+    def _change(self, change: Change) -> None:
+        node, member = change.node, self._members[change.node]
+        match change.state:
             case PeerState.DOWN:
-                reason = f"no sign of life for {detector.silence(now):.0f} s"
-                logger.warning("node {} is down: {}", node, reason)
-                self._network.disconnect(node, reason)
+                logger.warning("node {} is down: {}", node, change.reason)
+                self._network.disconnect(node, change.reason or "it is down")
+                return  # the end of the session makes it so
             case PeerState.SUSPECT:
-                logger.warning("node {} is suspect: no sign of life for {:.0f} s", node, detector.silence(now))
-                self._tell_listeners(node)
+                logger.warning("node {} is suspect: {}", node, change.reason)
             case PeerState.UP:
                 logger.info("node {} is heard again", node)
-                self._tell_listeners(node)
-            case None:
-                pass
+        member.state, member.reason = change.state, change.reason
+        self._tell_listeners(node)
 
-    def _echoed(self, node: str, sample: float) -> None:
-        member = self._members.get(node)
-        if member is not None and sample >= 0:
-            # The smoothing of TCP's round-trip time (RFC 6298, 2.3).
-            member.rtt = sample if member.rtt is None else member.rtt + (sample - member.rtt) / 8
+    def _choose_protocol(self, now: float) -> None:
+        """In mode ``auto``, change the protocol when the cluster has grown or shrunk far enough."""
+        nodes = 1 + sum(member.linked for member in self._members.values())
+        is_mesh = isinstance(self._liveness, Mesh)
+        if self._mode != "auto" or (nodes <= MESH_NODES if is_mesh else nodes > MESH_AGAIN):
+            return
+        self._liveness = self._swim() if is_mesh else self._mesh()
+        logger.info("{} nodes are linked: {} of them are pinged from now on", nodes, "some" if is_mesh else "all")
+        for node, member in self._members.items():
+            if member.linked:
+                self._liveness.add(node, member.peer.boot, now)
+                if member.state is PeerState.SUSPECT:
+                    self._change(Change(node, PeerState.UP))
+        if self._pauses:
+            self._announce_pause()
+
+    def _mesh(self) -> Mesh:
+        return Mesh(self._system.node, self._system.boot, self._settings, self._chance)
+
+    def _swim(self) -> Swim:
+        return Swim(self._system.node, self._system.boot, self._settings, self._chance, self._system.now())
+
+    def _announce_pause(self) -> None:
+        self._announced = self._system.now()
+        self._apply(self._liveness.pausing(PAUSE if self._pauses else 0.0, self._announced))
 
     def _reported_by(self, node: str, profile: NodeProfile, peers: tuple[str, ...]) -> None:
         member = self._members.get(node)
-        if member is None or member.detector is None:
+        if member is None or not member.linked:
             return
         member.profile = profile
         if self._book.learn(peers, self._system.now()):
@@ -290,7 +293,15 @@ class Membership:
         profile = self._profile()
         # What the machine has left changes all the time; what its ledger has granted is told at once.
         same = msgspec.structs.replace(profile, memory=told.memory) == told
-        return now - at >= REPORT_INTERVAL or not same or profile.memory.reserved != told.memory.reserved
+        # Each node hears as many reports a second as in a mesh, however many nodes there are.
+        interval = REPORT_INTERVAL * max(1.0, len(self._members) / MESH_NODES)
+        return now - at >= interval or not same or profile.memory.reserved != told.memory.reserved
+
+    def _report_to(self, nodes: list[str]) -> NodeProfile:
+        profile = self._profile()
+        known = tuple(sorted(peer.address for peer in self._network.peers() if peer.address))
+        broadcast(self._system, nodes, MEMBERSHIP, NodeReport(self._system.node, profile, known))
+        return profile
 
     def _dial(self) -> None:
         self._network.dial(self._book.wanted() - {self._network.address})
@@ -306,15 +317,32 @@ class Membership:
 
     def _info(self, member: _Member, now: float) -> NodeInfo:
         peer = member.peer
-        seen = max(0.0, now - member.seen)
         return NodeInfo(
-            peer.node, peer.boot, peer.address, member.state, member.profile, member.rtt, seen, member.reason, False
+            name=peer.node,
+            boot=peer.boot,
+            address=peer.address,
+            state=member.state,
+            profile=member.profile,
+            rtt=self._liveness.rtt(peer.node),
+            phi=self._liveness.phi(peer.node, now),
+            last_seen=max(0.0, now - member.seen),
+            reason=member.reason,
+            local=False,
         )
 
     def _self_info(self) -> NodeInfo:
         system = self._system
         return NodeInfo(
-            system.node, system.boot, self._network.address, PeerState.UP, self._profile(), None, 0.0, None, True
+            name=system.node,
+            boot=system.boot,
+            address=self._network.address,
+            state=PeerState.UP,
+            profile=self._profile(),
+            rtt=None,
+            phi=None,
+            last_seen=0.0,
+            reason=None,
+            local=True,
         )
 
 

@@ -323,6 +323,30 @@ def _contradictions(config: Config) -> Iterator[str]:
             f"{config.origin('cluster.advertise')}: cluster.advertise is {cluster.advertise}, but cluster.listen is "
             "not set, so no peer could connect"
         )
+    if (cluster.tls_cert is None) != (cluster.tls_key is None):
+        there, missing = ("tls_key", "tls_cert") if cluster.tls_cert is None else ("tls_cert", "tls_key")
+        yield f"{config.origin(f'cluster.{there}')}: cluster.{there} is set; set cluster.{missing} too"
+    for key in ("tls_ca", "tls_mutual"):
+        if getattr(cluster, key) and cluster.tls_cert is None and cluster.tls_key is None:
+            yield (
+                f"{config.origin(f'cluster.{key}')}: cluster.{key} is set, but nodes speak TLS only with "
+                "cluster.tls_cert and cluster.tls_key"
+            )
+    if cluster.tls_mutual and cluster.tls_ca is None:
+        yield (
+            f"{config.origin('cluster.tls_mutual')}: cluster.tls_mutual is set; set cluster.tls_ca to the authorities "
+            "that certificates of peers are checked against"
+        )
+    if cluster.acceptable_pause < cluster.heartbeat:
+        yield (
+            f"{config.origin('cluster.acceptable_pause')}: cluster.acceptable_pause is {cluster.acceptable_pause:g}, "
+            f"less than the {cluster.heartbeat:g} s between two signs of life (cluster.heartbeat)"
+        )
+    if cluster.longest_silence <= cluster.acceptable_pause:
+        yield (
+            f"{config.origin('cluster.longest_silence')}: cluster.longest_silence is {cluster.longest_silence:g}, so "
+            f"that the acceptable pause of {cluster.acceptable_pause:g} s (cluster.acceptable_pause) is never granted"
+        )
 
 
 def _unusable_roles(config: Config, plugins: Plugins, sections: Mapping[str, type[PluginSection]]) -> Iterator[str]:

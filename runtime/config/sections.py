@@ -123,6 +123,30 @@ class ClusterSection(Section):
     key: Secret | None = None
     """What every node of the cluster must know; read from :attr:`key_file` where that is set."""
     key_file: Path | None = None
+    tls_cert: Path | None = None
+    """PEM file with this node's certificate and those between it and the authority; set, nodes speak TLS."""
+    tls_key: Path | None = None
+    """PEM file with the private key of :attr:`tls_cert`."""
+    tls_ca: Path | None = None
+    """PEM file with the authorities that peers' certificates are checked against; none are the system's."""
+    tls_mutual: bool = False
+    """Whether nodes that connect here must show a certificate of :attr:`tls_ca` too."""
+    membership: Literal["mesh", "swim", "auto"] = "auto"
+    """Whether all peers are pinged, some of them, or as the number of nodes asks for."""
+    heartbeat: float = Field(default=0.5, ge=0.05, le=60)
+    """Seconds between two signs of life."""
+    phi: float = Field(default=8.0, ge=1, le=100)
+    """How unlikely a silence has to be for a suspicion."""
+    least_deviation: float = Field(default=0.2, gt=0, le=60)
+    """Seconds that the gaps between signs of life are taken to stray by at least."""
+    acceptable_pause: float = Field(default=3.0, ge=0, le=600)
+    """Seconds that a peer may be silent beyond its usual gap."""
+    longest_silence: float = Field(default=5.5, gt=0, le=3600)
+    """Seconds of silence after which a peer is suspect in any case."""
+    probes: int = Field(default=3, ge=0, le=64)
+    """How many others are asked to probe a suspect."""
+    probe_timeout: float = Field(default=1.5, gt=0, le=600)
+    """Seconds that they have before it is down."""
 
     @property
     def listen_address(self) -> Address | None:

@@ -11,6 +11,7 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
+from runtime.actors import ActorInfo
 from runtime.http.dialect import kernel_error_body
 from runtime.spi import Download, Engine, ModelCard
 from runtime.spi.body import StrictBody, read_body
@@ -59,10 +60,22 @@ class NodeEntry(msgspec.Struct, frozen=True):
     version: str
     rtt: float | None
     """Round trip in seconds; None for itself, and before the first measurement."""
+    phi: float | None
+    """How unlikely its silence is: the negative decimal logarithm of the chance that it is only late. None for itself,
+    and where not every peer is pinged."""
     last_seen: float | None
     """Seconds ago; None for itself, and for who was never seen."""
     reason: str | None
     """Why it is not up."""
+
+
+class ActorTree(msgspec.Struct, frozen=True):
+    """The actors of the node that answers."""
+
+    actors: Sequence[ActorInfo]
+    """Each followed by its children."""
+    dead_letters: dict[str, int]
+    """Messages that no actor handled, by reason."""
 
 
 class Inspector(Protocol):
@@ -74,6 +87,10 @@ class Inspector(Protocol):
 
     def nodes(self) -> list[NodeEntry]:
         """List the nodes known, this one first, and the addresses that are dialled in vain last."""
+        ...
+
+    def actors(self) -> ActorTree:
+        """List the living actors."""
         ...
 
     def plugins(self) -> Sequence[msgspec.Struct]:
@@ -134,6 +151,10 @@ def admin_router(engine: Engine, inspector: Inspector) -> APIRouter:
     @router.get("/nodes")
     async def nodes() -> Response:
         return _json({"nodes": inspector.nodes()})
+
+    @router.get("/actors")
+    async def actors() -> Response:
+        return _json(inspector.actors())
 
     @router.get("/plugins")
     async def plugins() -> Response:

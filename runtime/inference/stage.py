@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 from loguru import logger
@@ -56,7 +57,10 @@ class StageHost(Actor):
         compute: ComputeThread,
         board: ProgressBoard,
         telemetry: tuple[Telemetry, ...],
+        pausing: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
+        """``pausing`` makes the context in which a slice is loaded: the node may be silent meanwhile."""
+        self._pausing = pausing
         self._catalogue = catalogue
         self._families = families
         self._compute = compute
@@ -80,7 +84,9 @@ class StageHost(Actor):
                 f"{next(self._names)}",
                 Restart.TEMPORARY,
             )
-            reply.answer(await self.context.ask(stage, _Load(), LOAD_SECONDS))
+            with self._pausing():
+                opened = await self.context.ask(stage, _Load(), LOAD_SECONDS)
+            reply.answer(opened)
         except Exception as error:  # noqa: BLE001 - a failure here must not take down the node's other stages
             if stage is not None:
                 self.context.stop(stage)

@@ -15,13 +15,14 @@ tensor is a view into the payload.
 from __future__ import annotations
 
 import struct
+from functools import cache
 from typing import Any
 
 import msgspec
 from msgspec import Raw
 
 from runtime.actors import ActorRef, Message, UnknownTag, message_type, tag_of
-from runtime.actors.signal import Answer, Ask, Failure, Gone, Signal, Tell, Unwatch, Watch
+from runtime.actors.signal import Answer, Ask, Caller, Cancel, Failure, Gone, Signal, Tell, Unwatch, Watch
 from runtime.errors import ProtocolError, TooLarge
 from runtime.wire.tensor import Buffer, Tensor, tensor_bytes
 
@@ -58,6 +59,7 @@ class _Ask(msgspec.Struct, frozen=True, array_like=True, tag=1):
     message: Raw
     id: int
     timeout_ms: int
+    chain: tuple[tuple[_Address, int], ...] = ()
 
 
 class _Answer(msgspec.Struct, frozen=True, array_like=True, tag=2):
@@ -85,7 +87,11 @@ class _Gone(msgspec.Struct, frozen=True, array_like=True, tag=6):
     reason: str
 
 
-_Envelope = _Tell | _Ask | _Answer | _Failure | _Watch | _Unwatch | _Gone
+class _Cancel(msgspec.Struct, frozen=True, array_like=True, tag=7):
+    id: int
+
+
+_Envelope = _Tell | _Ask | _Answer | _Failure | _Watch | _Unwatch | _Gone | _Cancel
 _decoder: msgspec.msgpack.Decoder[_Envelope] = msgspec.msgpack.Decoder(_Envelope)
 
 
@@ -138,8 +144,11 @@ def _to_envelope(signal: Signal, tensors: list[Buffer]) -> _Envelope:
     match signal:
         case Tell(target, message):
             return _Tell(_address(target), tag_of(message), _body(message, tensors))
-        case Ask(target, message, ask_id, timeout_ms):
-            return _Ask(_address(target), tag_of(message), _body(message, tensors), ask_id, timeout_ms)
+        case Ask(target, message, ask_id, timeout_ms, chain):
+            callers = tuple((_address(caller.ref), caller.ask) for caller in chain)
+            return _Ask(_address(target), tag_of(message), _body(message, tensors), ask_id, timeout_ms, callers)
+        case Cancel(ask_id):
+            return _Cancel(ask_id)
         case Answer(ask_id, None):
             return _Answer(ask_id, None, _NIL)
         case Answer(ask_id, value):
@@ -159,8 +168,11 @@ def _from_envelope(envelope: _Envelope, tensors: memoryview) -> Signal:
     match envelope:
         case _Tell(target, tag, body):
             return Tell(ActorRef(*target), _message(tag, body, tensors, None))
-        case _Ask(target, tag, body, ask_id, timeout_ms):
-            return Ask(ActorRef(*target), _message(tag, body, tensors, ask_id), ask_id, timeout_ms)
+        case _Ask(target, tag, body, ask_id, timeout_ms, chain):
+            callers = tuple(Caller(ActorRef(*address), ask) for address, ask in chain)
+            return Ask(ActorRef(*target), _message(tag, body, tensors, ask_id), ask_id, timeout_ms, callers)
+        case _Cancel(ask_id):
+            return Cancel(ask_id)
         case _Answer(ask_id, None, _):
             return Answer(ask_id, None)
         case _Answer(ask_id, str(tag), body):
@@ -181,8 +193,28 @@ def _address(ref: ActorRef) -> _Address:
     return (ref.node, ref.path, ref.incarnation)
 
 
+class _Foreign(Exception):
+    """The message has something in it that msgspec does not know: a tensor."""
+
+
+def _give_up(*args: object) -> Any:
+    raise _Foreign
+
+
+_plain_encoder = msgspec.msgpack.Encoder(enc_hook=_give_up)
+
+
+@cache
+def _plain_decoder(cls: type[Message]) -> msgspec.msgpack.Decoder[Message]:
+    return msgspec.msgpack.Decoder(cls, dec_hook=_give_up)
+
+
 def _body(message: Message, tensors: list[Buffer]) -> Raw:
     """Encode a message, putting its tensors aside."""
+    try:
+        return Raw(_plain_encoder.encode(message))  # most have none, and are spared the rest
+    except _Foreign:
+        pass
     offset = 0
 
     def put_aside(value: Any) -> Any:
@@ -216,4 +248,9 @@ def _message(tag: str, body: Raw, tensors: memoryview, ask_id: int | None) -> Me
         cls = message_type(tag)
     except UnknownTag:
         raise UnknownMessage(tag, ask_id) from None
+    if not tensors:
+        try:
+            return _plain_decoder(cls).decode(body)
+        except _Foreign:
+            pass  # a tensor of no bytes
     return msgspec.msgpack.decode(body, type=cls, dec_hook=find)

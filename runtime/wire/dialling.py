@@ -9,7 +9,6 @@ from enum import StrEnum
 
 import msgspec
 from loguru import logger
-from websockets.exceptions import WebSocketException
 
 from runtime.errors import ConfigError, ProtocolError
 from runtime.wire.handshake import LASTING, Refusal, Refused
@@ -88,7 +87,7 @@ class Dialling:
                 self._failed(fault.message, lasting=True)
             except TimeoutError:
                 self._failed(f"no answer within {self._limits.handshake:g} s", lasting=False)
-            except (OSError, ProtocolError, WebSocketException) as error:
+            except (OSError, ProtocolError) as error:
                 self._failed(_text(error), lasting=False)
             else:
                 self._failures = 0

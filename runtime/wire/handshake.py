@@ -3,19 +3,21 @@
 The one that dials speaks first, on each of the two connections of a session::
 
     dialler                                  acceptor
-    Hello(version, lane, nonce, session,
-          identity)                    ->
-                                       <-    Challenge(version, nonce)  or  Refusal(code, version)
+    Hello(newest, oldest, lane, nonce,
+          session, identity)           ->
+                                       <-    Challenge(version, nonce)  or  Refusal(code, newest, oldest)
     Proof(mac)                         ->
-                                       <-    Verdict(identity, code, mac)  or  Refusal(code, version)
+                                       <-    Verdict(identity, code, mac)  or  Refusal(code, newest, oldest)
 
-A mac is HMAC-SHA256 under the cluster key over the version, the role of its maker, the lane, the session, both
-nonces and the dialler's identity; the acceptor's covers its own identity and its verdict too. Nonces make a replay
-useless, the role a reflection. An acceptor tells a stranger its version and nothing more: its name goes out, and its
-mac with it, only to a dialler that has proved the key. Without a cluster key both sides use the empty one, which
-keeps strays out and nobody else. The connection after the handshake is as private as the network, or its TLS.
+Each side speaks a range of versions; the acceptor chooses the newest that both speak. A mac is HMAC-SHA256 under the
+cluster key over the role of its maker, the dialler's whole hello, the chosen version and the acceptor's nonce; the
+acceptor's covers its own identity and its verdict too. Nonces make a replay useless, the role a reflection, the ranges
+a downgrade. An acceptor tells a stranger its versions and nothing more: its name goes out, and its mac with it, only to
+a dialler that has proved the key. Without a cluster key both sides use the empty one, which keeps strays out and nobody
+else. The connection after the handshake is as private as the network, or its TLS.
 
-The first two fields of ``Hello``, and the whole of ``Refusal``, are the same in every version of the protocol.
+The magic and the newest version of ``Hello``, the oldest from version 2 on, and the whole of ``Refusal`` are the same
+in every version of the protocol. The layouts are in ``docs/wire.md``.
 """
 
 from __future__ import annotations
@@ -30,7 +32,10 @@ import msgspec
 from runtime.actors import Lane
 from runtime.errors import HandshakeRefused, ProtocolError
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
+"""The newest version that this release speaks."""
+OLDEST_VERSION = 2
+"""The oldest; version 1, of release 0.1, had no credit."""
 MAX_MESSAGE = 2048
 """Bytes of any message of the handshake."""
 
@@ -88,14 +93,41 @@ class Identity(msgspec.Struct, frozen=True, array_like=True):
     """``host:port`` where it says it listens; empty if it does not."""
 
 
+class Versions(msgspec.Struct, frozen=True):
+    """A range of protocol versions."""
+
+    oldest: int
+    newest: int
+
+    def common(self, other: Versions) -> int | None:
+        """Return the newest version in both ranges, if there is one."""
+        newest = min(self.newest, other.newest)
+        return newest if newest >= max(self.oldest, other.oldest) else None
+
+    def __str__(self) -> str:
+        return f"version {self.newest}" if self.oldest == self.newest else f"versions {self.oldest} to {self.newest}"
+
+
+SPOKEN = Versions(OLDEST_VERSION, PROTOCOL_VERSION)
+"""What this release speaks."""
+
+
 class _Prefix(msgspec.Struct, frozen=True, array_like=True):
     magic: str
-    version: int
+    newest: int
 
 
-class _Hello(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+class _Ranged(msgspec.Struct, frozen=True, array_like=True):
     magic: str
-    version: int
+    newest: int
+    oldest: int
+
+
+class _Hello(msgspec.Struct, frozen=True, array_like=True):
+    # What later versions may add behind these fields is ignored, and covered by the mac only from their version on.
+    magic: str
+    newest: int
+    oldest: int
     lane: Lane
     nonce: _Nonce
     session: _Session
@@ -104,7 +136,9 @@ class _Hello(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 
 class _Refusal(msgspec.Struct, frozen=True, array_like=True, tag=0):
     code: Annotated[str, msgspec.Meta(max_length=32)]
-    version: int
+    newest: int
+    oldest: int = 0
+    """Missing in version 1."""
 
 
 class _Challenge(msgspec.Struct, frozen=True, array_like=True, tag=1):
@@ -124,6 +158,7 @@ class _Verdict(msgspec.Struct, frozen=True, array_like=True, tag=3):
 
 
 _PREFIXED = msgspec.msgpack.Decoder(_Prefix)
+_RANGED = msgspec.msgpack.Decoder(_Ranged)
 _OPENED = msgspec.msgpack.Decoder(_Hello)
 _PROVED = msgspec.msgpack.Decoder(_Proof)
 _CHALLENGED: msgspec.msgpack.Decoder[_Challenge | _Refusal] = msgspec.msgpack.Decoder(_Challenge | _Refusal)
@@ -138,9 +173,12 @@ class _Role(IntEnum):
 class Dialler:
     """The side that opened the connection. Its methods are called in the order they stand in."""
 
-    def __init__(self, identity: Identity, key: bytes, lane: Lane, session: bytes) -> None:
+    def __init__(self, identity: Identity, key: bytes, lane: Lane, session: bytes, versions: Versions = SPOKEN) -> None:
+        self.version = 0
+        """The version that is spoken on the connection, once :meth:`prove` has returned."""
         self._key = key
-        self._hello = _Hello(_MAGIC, PROTOCOL_VERSION, lane, secrets.token_bytes(32), session, identity)
+        self._versions = versions
+        self._hello = _Hello(_MAGIC, versions.newest, versions.oldest, lane, secrets.token_bytes(32), session, identity)
         self._nonce = b""
 
     def hello(self) -> bytes:
@@ -157,8 +195,10 @@ class Dialler:
         message = _read(payload, _CHALLENGED)
         if isinstance(message, _Refusal):
             raise self._refused(message)
-        self._nonce = message.nonce
-        return msgspec.msgpack.encode(_Proof(_mac(self._key, _Role.DIALLER, self._hello, self._nonce)))
+        if not self._versions.oldest <= message.version <= self._versions.newest:
+            raise ProtocolError(f"the peer chose protocol version {message.version}, which it was not offered")
+        self.version, self._nonce = message.version, message.nonce
+        return msgspec.msgpack.encode(_Proof(_mac(self._key, _Role.DIALLER, self._hello, self.version, self._nonce)))
 
     def conclude(self, payload: bytes) -> Identity:
         """Take the acceptor's verdict; return who it is.
@@ -170,7 +210,9 @@ class Dialler:
         message = _read(payload, _CONCLUDED)
         if isinstance(message, _Refusal):
             raise self._refused(message)
-        expected = _mac(self._key, _Role.ACCEPTOR, self._hello, self._nonce, message.identity, message.code)
+        expected = _mac(
+            self._key, _Role.ACCEPTOR, self._hello, self.version, self._nonce, message.identity, message.code
+        )
         if not hmac.compare_digest(expected, message.mac):
             raise Refused(Refusal.KEY, KEY_TEXT)
         peer = message.identity
@@ -188,12 +230,12 @@ class Dialler:
             case code:
                 raise ProtocolError(f"node {peer.node} refuses for a reason unknown to this version: {code!r}")
 
-    @staticmethod
-    def _refused(message: _Refusal) -> Exception:
+    def _refused(self, message: _Refusal) -> Exception:
         """Say why, in our own words: nothing that an unproven peer says reaches the log as text."""
         match message.code:
             case Refusal.VERSION:
-                return Refused(Refusal.VERSION, version_text(message.version))
+                theirs = Versions(message.oldest or message.newest, message.newest)
+                return Refused(Refusal.VERSION, version_text(theirs, self._versions))
             case Refusal.KEY:
                 return Refused(Refusal.KEY, KEY_TEXT)
             case Refusal.FULL:
@@ -205,9 +247,12 @@ class Dialler:
 class Acceptor:
     """The side that was dialled. Its methods are called in the order they stand in."""
 
-    def __init__(self, identity: Identity, key: bytes) -> None:
+    def __init__(self, identity: Identity, key: bytes, versions: Versions = SPOKEN) -> None:
+        self.version = 0
+        """The version that is spoken on the connection, once :meth:`challenge` has returned."""
         self._identity = identity
         self._key = key
+        self._versions = versions
         self._nonce = secrets.token_bytes(32)
         self._hello: _Hello | None = None
 
@@ -236,10 +281,15 @@ class Acceptor:
         prefix = _read(payload, _PREFIXED)
         if prefix.magic != _MAGIC:
             raise ProtocolError("the peer speaks another protocol")
-        if prefix.version != PROTOCOL_VERSION:
-            raise Refused(Refusal.VERSION, version_text(prefix.version))
+        # The third field of a hello of version 1 was another.
+        oldest = _read(payload, _RANGED).oldest if prefix.newest > 1 else prefix.newest
+        theirs = Versions(oldest, prefix.newest)
+        version = self._versions.common(theirs)
+        if version is None:
+            raise Refused(Refusal.VERSION, version_text(theirs, self._versions))
         self._hello = _read(payload, _OPENED)
-        return msgspec.msgpack.encode(_Challenge(PROTOCOL_VERSION, self._nonce))
+        self.version = version
+        return msgspec.msgpack.encode(_Challenge(version, self._nonce))
 
     def verify(self, payload: bytes) -> Identity:
         """Take the dialler's proof; return who it is.
@@ -249,20 +299,21 @@ class Acceptor:
             ProtocolError: the payload is malformed.
         """
         message = _read(payload, _PROVED)
-        if not hmac.compare_digest(_mac(self._key, _Role.DIALLER, self._opened(), self._nonce), message.mac):
+        if not hmac.compare_digest(
+            _mac(self._key, _Role.DIALLER, self._opened(), self.version, self._nonce), message.mac
+        ):
             raise Refused(Refusal.KEY, KEY_TEXT)
         return self.peer
 
     def verdict(self, refusal: Refusal | None = None) -> bytes:
         """Return what a dialler that has proved the key is told."""
         code = refusal.value if refusal else ""
-        mac = _mac(self._key, _Role.ACCEPTOR, self._opened(), self._nonce, self._identity, code)
+        mac = _mac(self._key, _Role.ACCEPTOR, self._opened(), self.version, self._nonce, self._identity, code)
         return msgspec.msgpack.encode(_Verdict(self._identity, code, mac))
 
-    @staticmethod
-    def turn_away(refusal: Refusal) -> bytes:
+    def turn_away(self, refusal: Refusal) -> bytes:
         """Return what a dialler that has proved nothing is told."""
-        return msgspec.msgpack.encode(_Refusal(refusal.value, PROTOCOL_VERSION))
+        return msgspec.msgpack.encode(_Refusal(refusal.value, self._versions.newest, self._versions.oldest))
 
     def _opened(self) -> _Hello:
         if self._hello is None:
@@ -273,12 +324,9 @@ class Acceptor:
 KEY_TEXT = "the cluster key does not match; set the same cluster.key on every node"
 
 
-def version_text(theirs: int) -> str:
-    """Say that a peer has another protocol version."""
-    return (
-        f"the peer speaks protocol version {theirs}, this node speaks {PROTOCOL_VERSION}; "
-        "run the same release on every node"
-    )
+def version_text(theirs: Versions, ours: Versions) -> str:
+    """Say that a peer speaks no protocol version that we do."""
+    return f"the peer speaks protocol {theirs}, this node speaks {ours}; run the same release on every node"
 
 
 def name_text(node: str) -> str:
@@ -302,8 +350,14 @@ def _read(payload: bytes, decoder: msgspec.msgpack.Decoder[_Shape]) -> _Shape:
 
 
 def _mac(
-    key: bytes, role: _Role, hello: _Hello, acceptor_nonce: bytes, acceptor: Identity | None = None, code: str = ""
+    key: bytes,
+    role: _Role,
+    hello: _Hello,
+    version: int,
+    acceptor_nonce: bytes,
+    acceptor: Identity | None = None,
+    code: str = "",
 ) -> bytes:
     # msgpack is injective, so no two transcripts have the same bytes.
-    transcript = msgspec.msgpack.encode((_MAGIC, "handshake", role, hello, acceptor_nonce, acceptor, code))
+    transcript = msgspec.msgpack.encode((_MAGIC, "handshake", role, hello, version, acceptor_nonce, acceptor, code))
     return hmac.digest(key, transcript, "sha256")

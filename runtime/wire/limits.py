@@ -18,10 +18,16 @@ class Limits(msgspec.Struct, frozen=True):
     """One message on the bulk lane."""
     control_queue: int = 16 * MIB
     """Bytes that wait to be sent to one peer on the control lane."""
-    bulk_queue: int = 256 * MIB
+    bulk_queue: int = 64 * MIB
     """Bytes that wait to be sent to one peer on the bulk lane; a single larger message is taken when none waits."""
     queue_messages: int = 16_384
     """Messages that wait to be sent to one peer on one lane."""
+    control_credit: int = 8 * MIB
+    """Bytes that one peer may have under way to us on the control lane."""
+    bulk_credit: int = 64 * MIB
+    """Bytes that one peer may have under way to us, or waiting in our mailboxes, on the bulk lane."""
+    credit_messages: int = 4096
+    """Messages that one peer may have under way to us on one lane."""
     peers: int = 15
     """Links to other nodes; with this one, a full mesh of sixteen."""
     unauthenticated_per_host: int = 32

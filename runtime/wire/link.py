@@ -1,29 +1,23 @@
-"""One session with one peer: two WebSockets, each with a bounded queue, a writer and a reader."""
+"""One session with one peer: two connections, each with a writer and a reader, around a :class:`Session`."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import msgspec
 from loguru import logger
-from websockets.asyncio.connection import Connection
-from websockets.exceptions import ConnectionClosed
 
-from runtime.actors import Answer, Failure, Gone, Lane, Signal, Unwatch, Watch
+from runtime.actors import Answer, Ask, Failure, Gone, Lane, Signal, Unwatch, Watch
 from runtime.errors import MailboxFull, PeerUnreachable, ProtocolError, RuntimeFault, TooLarge
-from runtime.wire.chunk import Reassembler, frames
 from runtime.wire.codec import UnknownMessage, decode, encode
+from runtime.wire.connection import NORMAL, POLICY, Connection, ConnectionEnded
 from runtime.wire.limits import Limits
-from runtime.wire.tensor import Buffer
+from runtime.wire.session import LaneTraffic, Session
 
-GOING_AWAY = 1001
-"""WebSocket close code of a node that shuts down (RFC 6455, 7.4.1)."""
-NORMAL = 1000
-POLICY = 1008
-"""WebSocket close code for a peer that broke the rules."""
+MOMENT = 50e-6
+"""Seconds in which messages are put together rather than each sent at once."""
 
 
 class PeerInfo(msgspec.Struct, frozen=True):
@@ -37,57 +31,29 @@ class PeerInfo(msgspec.Struct, frozen=True):
     """``host:port`` where it can be dialled; empty if it cannot."""
 
 
-class LaneTraffic(msgspec.Struct):
-    """What one lane of one link has carried."""
+class _Receipt:
+    """Gives back the credit of one message, when it is called or when it is let go of, whichever comes first.
 
-    frames_in: int = 0
-    frames_out: int = 0
-    bytes_in: int = 0
-    bytes_out: int = 0
-    queued_messages: int = 0
-    queued_bytes: int = 0
+    A message may end in many ways (handled, refused, dropped, drained), and its credit must not get lost in any.
+    """
 
+    __slots__ = ("_lane", "_loop", "_session", "_size")
 
-class _Outbox:
-    """What waits to be written to one lane."""
-
-    def __init__(self, lane: Lane, limits: Limits, traffic: LaneTraffic) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, session: Session, lane: Lane, size: int) -> None:
+        self._loop = loop
+        self._session = session
         self._lane = lane
-        self._most_messages = limits.queue_messages
-        self._most_bytes = limits.control_queue if lane is Lane.CONTROL else limits.bulk_queue
-        self._traffic = traffic
-        self._waiting: deque[tuple[list[Buffer], int]] = deque()
-        self._arrival: asyncio.Future[None] | None = None
-        self.empty = asyncio.Event()
-        self.empty.set()
+        self._size = size
 
-    def put(self, parts: list[Buffer], size: int, share: int) -> None:
-        """Add a payload, unless the queue is fuller than ``share`` times its bounds."""
-        messages, queued = self._traffic.queued_messages, self._traffic.queued_bytes
-        if messages and (messages >= share * self._most_messages or queued + size > share * self._most_bytes):
-            raise MailboxFull(
-                f"{messages} messages ({queued} bytes) wait on the {self._lane.name.lower()} lane, and no more fit"
-            )
-        self._waiting.append((parts, size))
-        self._traffic.queued_messages += 1
-        self._traffic.queued_bytes += size
-        self.empty.clear()
-        if self._arrival is not None and not self._arrival.done():
-            self._arrival.set_result(None)
+    def __call__(self) -> None:
+        if self._size:
+            size, self._size = self._size, 0
+            self._session.consumed(self._lane, size)
 
-    async def next(self) -> tuple[list[Buffer], int]:
-        """Wait for a payload; it counts as queued until :meth:`written`."""
-        while not self._waiting:
-            self._arrival = asyncio.get_running_loop().create_future()
-            await self._arrival
-        return self._waiting.popleft()
-
-    def written(self, size: int) -> None:
-        """Take note that a payload has left."""
-        self._traffic.queued_messages -= 1
-        self._traffic.queued_bytes -= size
-        if not self._traffic.queued_messages:
-            self.empty.set()
+    def __del__(self) -> None:
+        # The garbage collector may run on any thread.
+        if self._size and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._session.consumed, self._lane, self._size)
 
 
 class Link:
@@ -99,18 +65,24 @@ class Link:
         control: Connection,
         bulk: Connection,
         limits: Limits,
-        deliver: Callable[[Link, Signal], None],
+        deliver: Callable[[Link, Signal, Callable[[], None] | None], None],
         ended: Callable[[Link, str], None],
     ) -> None:
         self.peer = peer
-        self.traffic = {lane: LaneTraffic() for lane in Lane}
         self.closed = asyncio.Event()
         """Set when the session is over."""
-        self.last_received = asyncio.get_running_loop().time()
+        self._loop = asyncio.get_running_loop()
+        self.last_received = self._loop.time()
         """When the last frame came, on the event loop's clock."""
-        self._sockets = {Lane.CONTROL: control, Lane.BULK: bulk}
+        self._connections = {Lane.CONTROL: control, Lane.BULK: bulk}
         self._largest = {Lane.CONTROL: limits.control_message, Lane.BULK: limits.bulk_message}
-        self._outboxes = {lane: _Outbox(lane, limits, self.traffic[lane]) for lane in Lane}
+        self._traffic = {lane: LaneTraffic() for lane in Lane}
+        self._session = Session(limits, self._wake)
+        self._work: dict[Lane, asyncio.Future[None] | None] = dict.fromkeys(Lane)
+        self._next_at_once = 0.0
+        """When a message may next be sent at once, on the event loop's clock."""
+        self._flushed = asyncio.Event()
+        self._flushed.set()
         self._deliver = deliver
         self._ended = ended
         self._tasks: set[asyncio.Task[None]] = set()
@@ -133,42 +105,60 @@ class Link:
         if self.closed.is_set():
             raise PeerUnreachable(f"the link to node {self.peer.node} has closed")
         parts = encode(signal)
-        size = sum(memoryview(part).nbytes for part in parts)
+        size = len(parts[0]) if len(parts) == 1 else sum(memoryview(part).nbytes for part in parts)
         if size > self._largest[lane]:
             raise TooLarge(
                 f"a message of {size} bytes for node {self.peer.node} is over the limit of the "
                 f"{lane.name.lower()} lane, {self._largest[lane]} bytes"
             )
         # Life signs and answers are few, and losing one would leave somebody waiting for ever: they have room of
-        # their own, and a peer that does not even take those is as good as gone.
+        # their own, and a peer that does not even take those is as good as gone. An answer that is refused on the
+        # bulk lane becomes a failure on the control lane.
         vital = isinstance(signal, Answer | Failure | Watch | Unwatch | Gone)
+        awaited = lane is Lane.CONTROL and isinstance(signal, Ask | Answer | Failure)
         try:
-            self._outboxes[lane].put(parts, size, share=2 if vital else 1)
+            self._session.put(lane, parts, size, share=2 if vital else 1)
         except MailboxFull as full:
-            if vital:
+            if vital and lane is Lane.CONTROL:
                 self.close(f"it does not read: {full}")
             raise MailboxFull(f"the link to node {self.peer.node} is full: {full}") from None
+        self._flushed.clear()
+        if awaited:
+            self._send_at_once()
+
+    def _send_at_once(self) -> None:
+        """Send what waits on control within the caller's own turn: somebody waits for it.
+
+        Many such messages within a moment are left to the writer, which puts them into one frame.
+        """
+        connection, work = self._connections[Lane.CONTROL], self._work[Lane.CONTROL]
+        now = self._loop.time()
+        if now < self._next_at_once or work is None or not connection.writable:
+            return
+        self._next_at_once = now + MOMENT
+        traffic = self._traffic[Lane.CONTROL]
+        for frame in self._session.frames(Lane.CONTROL):
+            connection.send_now(frame)
+            traffic.frames_out += 1
+            traffic.bytes_out += len(frame)
+        if self._session.idle():
+            self._flushed.set()
+
+    def traffic(self, lane: Lane) -> LaneTraffic:
+        """Return what a lane has carried so far, and what it holds."""
+        self._session.report(lane, self._traffic[lane])
+        return msgspec.structs.replace(self._traffic[lane])
 
     async def flush(self) -> None:
         """Wait until everything queued is written, or the session is over."""
-        waits = [asyncio.ensure_future(self._emptied()), asyncio.ensure_future(self.closed.wait())]
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
-            await asyncio.gather(*waits, return_exceptions=True)
-
-    async def _emptied(self) -> bool:
-        for outbox in self._outboxes.values():
-            await outbox.empty.wait()
-        return True
+        await self._flushed.wait()
 
     def close(self, reason: str, code: int = NORMAL) -> None:
         """End the session at once; the connections are closed in the background."""
         if self.closed.is_set():
             return
         self.closed.set()
+        self._flushed.set()
         this = asyncio.current_task()
         for task in self._tasks:
             if task is not this:
@@ -183,9 +173,7 @@ class Link:
             await asyncio.shield(self._closing)
 
     async def _shut(self, code: int, reason: str) -> None:
-        # A close reason has at most 123 bytes (RFC 6455, 5.5).
-        text = reason.encode()[:120].decode(errors="ignore")
-        await asyncio.gather(*(socket.close(code, text) for socket in self._sockets.values()))
+        await asyncio.gather(*(connection.close(code, reason) for connection in self._connections.values()))
 
     def _run(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.get_running_loop().create_task(self._guard(work), name=f"{self.peer.node} {name}")
@@ -196,8 +184,8 @@ class Link:
         """Whatever ends one of the tasks ends the session, and nothing more."""
         try:
             await work
-        except ConnectionClosed as error:
-            self.close(_why(error))
+        except ConnectionEnded as ended:
+            self.close(str(ended))
         except ProtocolError as fault:
             logger.warning("node {} is cut off: it broke the protocol: {}", self.peer.node, fault)
             self.close(f"protocol error: {fault}", POLICY)
@@ -206,34 +194,58 @@ class Link:
             self.close(f"internal error: {error!r}", POLICY)
 
     async def _write(self, lane: Lane, first: bytes | None) -> None:
-        socket, outbox, traffic = self._sockets[lane], self._outboxes[lane], self.traffic[lane]
+        connection, traffic = self._connections[lane], self._traffic[lane]
+        loop = asyncio.get_running_loop()
         if first is not None:
-            await socket.send(first)
+            await connection.send(first)
         while True:
-            parts, size = await outbox.next()
-            for frame in frames(parts):
-                await socket.send(frame)
+            for frame in self._session.frames(lane):
+                await connection.send(frame)
                 traffic.frames_out += 1
                 traffic.bytes_out += len(frame)
-            outbox.written(size)
+                if lane is Lane.BULK:
+                    # A connection with room in its buffers does not wait, and would keep the loop to itself.
+                    await asyncio.sleep(0)
+            if self._session.idle():
+                self._flushed.set()
+            self._work[lane] = work = loop.create_future()
+            await work
+            self._work[lane] = None
+
+    def _wake(self, lane: Lane) -> None:
+        work = self._work[lane]
+        if work is not None and not work.done():
+            work.set_result(None)
 
     async def _read(self, lane: Lane) -> None:
-        socket, traffic = self._sockets[lane], self.traffic[lane]
-        loop = asyncio.get_running_loop()
-        reassembler = Reassembler(self._largest[lane])
+        connection, traffic = self._connections[lane], self._traffic[lane]
         while True:
-            frame = await socket.recv()
-            if isinstance(frame, str):
-                raise ProtocolError("a text frame came; every frame of the protocol is binary")
-            self.last_received = loop.time()
+            frame = await connection.recv()
+            self.last_received = self._loop.time()
             traffic.frames_in += 1
             traffic.bytes_in += len(frame)
-            payload = reassembler.feed(frame)
-            if payload is not None:
-                self._take(payload)
-                del payload  # or it would stay in memory until the next one is complete
+            taken = self._take_all(lane, self._session.feed(lane, frame))
+            del frame  # or it would stay in memory until the next one comes
+            if lane is Lane.BULK or taken > 1:
+                # Frames that are here already come without waiting; let the actors at what they have got.
+                await asyncio.sleep(0)
 
-    def _take(self, payload: memoryview) -> None:
+    def _take_all(self, lane: Lane, payloads: list[memoryview]) -> int:
+        """Deliver what a frame has completed, and return how much that was.
+
+        No reference to a payload or its receipt may outlive this: they say when a message is done with.
+        """
+        for payload in payloads:
+            self._take(payload, _Receipt(self._loop, self._session, lane, len(payload)) if lane is Lane.BULK else None)
+            if self.closed.is_set():
+                break  # what was delivered has ended the session: the rest of the frame belongs to no one
+        if payloads and lane is Lane.CONTROL:
+            # Consumed by the node itself, in whose mailboxes they are now: credit that one slow actor could use up
+            # would silence the heartbeats that are sent beside it.
+            self._session.consumed(lane, sum(map(len, payloads)), len(payloads))
+        return len(payloads)
+
+    def _take(self, payload: memoryview, receipt: _Receipt | None) -> None:
         try:
             signal = decode(payload)
         except UnknownMessage as fault:
@@ -241,20 +253,10 @@ class Link:
             if fault.ask_id is not None:
                 self._answer_unknown(fault.ask_id, fault)
             return
-        self._deliver(self, signal)
+        self._deliver(self, signal, receipt)
 
     def _answer_unknown(self, ask_id: int, fault: RuntimeFault) -> None:
         try:
             self.send(Failure(ask_id, fault.code, fault.message), Lane.CONTROL)
         except (PeerUnreachable, MailboxFull) as unsent:
             logger.debug("the refusal of a message is not sent: {}", unsent)
-
-
-def _why(error: ConnectionClosed) -> str:
-    """Say in words how a connection ended."""
-    close = error.rcvd
-    if close is None:
-        return "the connection was lost"
-    if close.code == GOING_AWAY:
-        return "the node shut down"
-    return f"the node closed the link: {close.reason or close.code}"

@@ -10,24 +10,23 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
-import ssl
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 from loguru import logger
-from websockets.asyncio.connection import Connection
-from websockets.asyncio.server import Server, ServerConnection
-from websockets.exceptions import ConnectionClosed
 
 from runtime.actors import ActorSystem, Ask, Gone, Lane, Signal, Tell, Unwatch, Watch
 from runtime.errors import ConfigError, PeerUnreachable, ProtocolError
 from runtime.wire.address import format_address, parse_address, reachable_address
+from runtime.wire.connection import GOING_AWAY, Connection, Listener, Medium
 from runtime.wire.dialling import Dialling, DialStatus
 from runtime.wire.handshake import NODE_NAME, Acceptor, Identity, Refusal, Refused, name_text
 from runtime.wire.limits import Limits
-from runtime.wire.link import GOING_AWAY, NORMAL, LaneTraffic, Link, PeerInfo
-from runtime.wire.opening import READY, authenticate, await_ready, host_of, introduce, listen, open_socket
+from runtime.wire.link import Link, PeerInfo
+from runtime.wire.opening import READY, authenticate, await_ready, introduce
+from runtime.wire.session import LaneTraffic
+from runtime.wire.websocket import WebSockets
 
 QUIET = 30.0
 """Seconds in which the refusal of one host for one reason is logged once."""
@@ -71,10 +70,11 @@ class Network:
         key: bytes = b"",
         limits: Limits | None = None,
         advertise: str | None = None,
-        server_tls: ssl.SSLContext | None = None,
-        client_tls: ssl.SSLContext | None = None,
+        medium: Medium | None = None,
     ) -> None:
         """``key`` is the cluster's secret; ``advertise`` is the address to tell others, if not the one listened on.
+
+        ``medium`` is what it dials and listens with: WebSockets without encryption, if it is not said.
 
         Raises:
             ConfigError: the node's name is none that peers would take.
@@ -89,10 +89,9 @@ class Network:
         self._key = key
         self._limits = limits or Limits()
         self._advertise = advertise
-        self._server_tls = server_tls
-        self._client_tls = client_tls
+        self._medium = medium or WebSockets(self._limits)
         self._instance = secrets.token_bytes(8)
-        self._server: Server | None = None
+        self._listener: Listener | None = None
         self._links: dict[str, Link] = {}
         self._half_open: dict[bytes, _HalfOpen] = {}
         self._dialling: dict[str, Dialling] = {}
@@ -120,8 +119,8 @@ class Network:
         Raises:
             ConfigError: the address cannot be listened on.
         """
-        self._server = await listen(self._accept, host, port, self._limits, self._admit, self._server_tls)
-        bound: int = next(iter(self._server.sockets)).getsockname()[1]
+        self._listener = await self._medium.listen(host, port, self._accept, self._admit)
+        bound = self._listener.port
         self.address = self._advertise or format_address(host, bound)
         logger.info("node {} listens for peers on {}", self._system.node, format_address(host, bound))
         return self.address
@@ -140,9 +139,8 @@ class Network:
         for link in links:
             link.close("this node shuts down", GOING_AWAY)
         await asyncio.gather(*(link.wait_closed() for link in links), *self._background)
-        if self._server is not None:
-            self._server.close()
-            await self._server.wait_closed()
+        if self._listener is not None:
+            await self._listener.close()
 
     # -- peers ------------------------------------------------------------------------------------------------------
 
@@ -150,10 +148,10 @@ class Network:
         """Dial these addresses, and none but these, until each has a link; links that are there stay."""
         if self._closing:
             return
-        for address in self._dialling.keys() - addresses:
+        for address in sorted(self._dialling.keys() - addresses):
             self._known_at.pop(address, None)
             self._spawn(self._dialling.pop(address).stop())
-        for address in addresses - self._dialling.keys():
+        for address in sorted(addresses - self._dialling.keys()):
             self._dialling[address] = Dialling(address, self._limits, self._open, self._link_at)
 
     def dials(self) -> tuple[DialStatus, ...]:
@@ -175,9 +173,9 @@ class Network:
         return link.last_received if link else None
 
     def traffic(self, node: str) -> dict[Lane, LaneTraffic]:
-        """What the link to a node has carried; empty if there is none."""
+        """What the link to a node has carried and holds; empty if there is none."""
         link = self._links.get(node)
-        return dict(link.traffic) if link else {}
+        return {lane: link.traffic(lane) for lane in Lane} if link else {}
 
     def disconnect(self, node: str, reason: str) -> None:
         """End the session with a node; it may be dialled again."""
@@ -204,15 +202,15 @@ class Network:
         """Dial an address and make a link, or fail in any of the ways a network can."""
         host, port = parse_address(address)
         session = secrets.token_bytes(16)
-        sockets: list[Connection] = []
+        connections: list[Connection] = []
         try:
             async with asyncio.timeout(self._limits.handshake):
-                sockets.append(control := await open_socket(host, port, self._limits, self._client_tls))
+                connections.append(control := await self._medium.dial(host, port))
                 identity = await introduce(control, self._identity(), self._key, Lane.CONTROL, session)
                 peer = _peer_info(identity, host)
                 self._check(peer)
                 self._known_at[address] = peer.instance
-                sockets.append(bulk := await open_socket(host, port, self._limits, self._client_tls))
+                connections.append(bulk := await self._medium.dial(host, port))
                 await introduce(bulk, self._identity(), self._key, Lane.BULK, session, expected=identity)
                 if not self._decides(peer):
                     await await_ready(control)
@@ -220,33 +218,33 @@ class Network:
         except BaseException as error:
             if isinstance(error, Refused) and error.reason is Refusal.DUPLICATE and error.peer is not None:
                 self._known_at[address] = error.peer.instance
-            for socket in sockets:
-                self._spawn(socket.close(NORMAL))
+            for connection in connections:
+                self._spawn(connection.close())
             raise
 
     # -- sessions that others dial ----------------------------------------------------------------------------------
 
-    def _admit(self, socket: ServerConnection) -> bool:
-        return not self._closing and self._strangers[host_of(socket)] < self._limits.unauthenticated_per_host
+    def _admit(self, host: str) -> bool:
+        return not self._closing and self._strangers[host] < self._limits.unauthenticated_per_host
 
-    async def _accept(self, socket: ServerConnection) -> None:
+    async def _accept(self, connection: Connection) -> None:
         """Serve an accepted connection from its opening to its end."""
-        host = host_of(socket)
-        if await self._greet(socket, host):
-            await socket.wait_closed()
+        host = connection.host
+        if await self._greet(connection, host):
+            await connection.wait_closed()
         else:
-            await socket.close(NORMAL)
+            await connection.close()
 
-    async def _greet(self, socket: ServerConnection, host: str) -> bool:
+    async def _greet(self, connection: Connection, host: str) -> bool:
         """Let a connection in, or say why not; return whether it is in."""
         self._strangers[host] += 1
         try:
             async with asyncio.timeout(self._limits.handshake):
-                acceptor = await authenticate(socket, self._identity(), self._key)
+                acceptor = await authenticate(connection, self._identity(), self._key)
                 if acceptor.lane is Lane.CONTROL:
-                    await self._welcome_control(socket, acceptor, _peer_info(acceptor.peer, host))
+                    await self._welcome_control(connection, acceptor, _peer_info(acceptor.peer, host))
                 else:
-                    await self._welcome_bulk(socket, acceptor)
+                    await self._welcome_bulk(connection, acceptor)
         except Refused as refusal:
             # A duplicate or a self-connection is nobody's mistake; the rest is for the operator.
             quiet = refusal.reason in (Refusal.DUPLICATE, Refusal.SELF)
@@ -255,7 +253,7 @@ class Network:
             self._tell_once(host, f"it did not finish the handshake in {self._limits.handshake:g} s", "WARNING")
         except ProtocolError as fault:
             self._tell_once(host, f"it broke the protocol: {fault}", "WARNING")
-        except (ConnectionClosed, ConnectionError):
+        except ConnectionError:
             self._tell_once(host, "it hung up during the handshake", "DEBUG")
         else:
             return True
@@ -265,39 +263,39 @@ class Network:
                 del self._strangers[host]
         return False
 
-    async def _welcome_control(self, socket: Connection, acceptor: Acceptor, peer: PeerInfo) -> None:
+    async def _welcome_control(self, connection: Connection, acceptor: Acceptor, peer: PeerInfo) -> None:
         """Take the first connection of a session, wait for the second, and make the link."""
         try:
             if acceptor.session in self._half_open:
                 raise ProtocolError("a session is opened twice")
             self._check(peer)
         except Refused as refusal:
-            await socket.send(acceptor.verdict(refusal.reason))
+            await connection.send(acceptor.verdict(refusal.reason))
             raise
         half = self._half_open[acceptor.session] = _HalfOpen(peer)
         try:
-            await socket.send(acceptor.verdict())
-            bulk = await half.join(socket)
+            await connection.send(acceptor.verdict())
+            bulk = await half.join(connection)
             if not self._decides(peer):
-                await await_ready(socket)
-            self._establish(peer, socket, bulk)
+                await await_ready(connection)
+            self._establish(peer, connection, bulk)
         except BaseException:
             if half.bulk.done():
-                self._spawn(half.bulk.result().close(NORMAL))
+                self._spawn(half.bulk.result().close())
             raise
         finally:
             half.bulk.cancel()
             del self._half_open[acceptor.session]
 
-    async def _welcome_bulk(self, socket: Connection, acceptor: Acceptor) -> None:
+    async def _welcome_bulk(self, connection: Connection, acceptor: Acceptor) -> None:
         """Take the second connection of a session, and hand it to the first."""
         half = self._half_open.get(acceptor.session)
         if half is None or half.peer.instance != acceptor.peer.instance or half.bulk.done():
             raise ProtocolError("a bulk connection belongs to no session that is being opened")
-        await socket.send(acceptor.verdict())
+        await connection.send(acceptor.verdict())
         if half.bulk.done():
             raise ConnectionAbortedError("the session was given up")
-        half.bulk.set_result(socket)
+        half.bulk.set_result(connection)
 
     # -- the decision -----------------------------------------------------------------------------------------------
 
@@ -358,7 +356,7 @@ class Network:
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
-    def _deliver(self, link: Link, signal: Signal) -> None:
+    def _deliver(self, link: Link, signal: Signal, consumed: Callable[[], None] | None) -> None:
         """Hand a signal to the system, once its addressing is found to be the peer's to use."""
         match signal:
             case Tell(target) | Ask(target) | Watch(target) | Unwatch(target):
@@ -366,11 +364,11 @@ class Network:
             case Gone(target):
                 expected = link.peer.node
             case _:
-                self._system.deliver(link.peer.node, signal)
+                self._system.deliver(link.peer.node, signal, consumed)
                 return
         if target.node != expected:
             raise ProtocolError(f"a {type(signal).__name__} for {target} came, and only {expected} may stand there")
-        self._system.deliver(link.peer.node, signal)
+        self._system.deliver(link.peer.node, signal, consumed)
 
     def _identity(self) -> Identity:
         return Identity(self._system.node, self._system.boot, self._instance, self.address)

@@ -107,7 +107,7 @@ async def test_late_actors_are_cancelled_and_what_is_left_is_answered_actor_stop
         await in_hand
     with pytest.raises(ActorStopped, match="stopped before it handled Work"):
         await queued
-    assert system.dead_letters == {"stopped": 1}
+    assert system.dead_letters.counts == {"stopped": 1}
     assert log == ["worker stopped"]
 
 
@@ -218,7 +218,7 @@ async def test_actors_that_fail_while_draining_are_not_restarted(log: list[str])
     await asyncio.sleep(0.5)
     await system.shut_down(10.0)
     assert log == ["fragile worked", "fragile stopped"]
-    assert system.dead_letters == {"stopped": 1}
+    assert system.dead_letters.counts == {"stopped": 1}
     assert not lost
 
 

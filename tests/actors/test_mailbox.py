@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.actors import Mailbox, Overflow
-from runtime.errors import MailboxFull
+from runtime.errors import MailboxFull, Misuse
 
 
 async def test_items_come_out_in_the_order_they_were_put() -> None:
@@ -73,7 +73,7 @@ async def test_a_second_reader_is_an_error_and_does_not_disturb_the_first() -> N
     mailbox: Mailbox[str] = Mailbox()
     reader = asyncio.create_task(mailbox.get())
     await asyncio.sleep(0)
-    with pytest.raises(RuntimeError, match="one reader"):
+    with pytest.raises(Misuse, match="one reader"):
         await mailbox.get()
     mailbox.put("item")
     assert await reader == "item"
@@ -89,58 +89,82 @@ async def test_a_cancelled_reader_loses_no_item_and_makes_way_for_the_next() -> 
     assert await mailbox.get() == "item"
 
 
-async def test_room_does_not_wait_while_there_is_some() -> None:
+async def test_a_send_does_not_wait_while_there_is_room() -> None:
     mailbox: Mailbox[int] = Mailbox(1, Overflow.BLOCK)
-    await mailbox.room()
-    mailbox.put(1)
+    await mailbox.send(1)
     assert len(mailbox) == 1
 
 
-async def test_writers_that_wait_for_room_all_get_their_turn() -> None:
+@pytest.mark.parametrize("overflow", [Overflow.DROP_OLDEST, Overflow.LATEST])
+async def test_a_send_to_a_mailbox_that_drops_does_not_wait(overflow: Overflow) -> None:
+    mailbox: Mailbox[int] = Mailbox(1, overflow)
+    assert [await mailbox.send(item) for item in (1, 2)] == [None, 1]
+
+
+async def test_a_send_to_a_full_mailbox_that_rejects_is_refused() -> None:
+    mailbox: Mailbox[int] = Mailbox(1, Overflow.REJECT)
+    await mailbox.send(1)
+    with pytest.raises(MailboxFull):
+        await mailbox.send(2)
+
+
+async def test_those_who_wait_for_room_are_served_in_their_order_and_nobody_overtakes_them() -> None:
     mailbox: Mailbox[int] = Mailbox(2, Overflow.BLOCK)
-
-    async def write(item: int) -> None:
-        await mailbox.room()
-        mailbox.put(item)
-
-    writers = [asyncio.create_task(write(item)) for item in range(10)]
+    senders = [asyncio.create_task(mailbox.send(item)) for item in range(9)]
+    await asyncio.sleep(0)
+    mailbox.put(9, line_up=True)
     read = []
     for _ in range(10):
-        read.append(await mailbox.get())
         assert len(mailbox) <= 2
-    await asyncio.gather(*writers)
-    assert sorted(read) == list(range(10))
+        read.append(await mailbox.get())
+        if len(read) < 8:
+            with pytest.raises(MailboxFull):
+                mailbox.put(-1)
+    await asyncio.gather(*senders)
+    assert read == list(range(10))
 
 
-@pytest.mark.parametrize("gives_up", ["cancelled", "uninterested"])
-async def test_a_writer_that_does_not_use_its_room_leaves_it_to_the_next(gives_up: str) -> None:
+async def test_a_sender_that_gives_up_leaves_its_room_to_the_next() -> None:
     mailbox: Mailbox[str] = Mailbox(1, Overflow.BLOCK)
     mailbox.put("first")
-
-    async def write() -> None:
-        await mailbox.room()
-        mailbox.put("second")
-
-    idle = asyncio.create_task(mailbox.room())
+    idle = asyncio.create_task(mailbox.send("never"))
+    sender = asyncio.create_task(mailbox.send("second"))
     await asyncio.sleep(0)
-    writer = asyncio.create_task(write())
-    await asyncio.sleep(0)
-    assert await mailbox.get() == "first"
-    if gives_up == "cancelled":
-        idle.cancel()
+    idle.cancel()
     await asyncio.wait([idle])
+    assert await mailbox.get() == "first"
     assert await mailbox.get() == "second"
-    await writer
+    await sender
+    assert len(mailbox) == 0
 
 
-async def test_drain_takes_everything_and_lets_waiting_writers_go() -> None:
+async def test_an_item_that_waits_for_room_can_be_taken_back() -> None:
+    mailbox: Mailbox[str] = Mailbox(1, Overflow.BLOCK)
+    for item in ("first", "second", "third"):
+        mailbox.put(item, line_up=True)
+    mailbox.withdraw("second")
+    mailbox.withdraw("first")
+    assert [await mailbox.get() for _ in range(2)] == ["first", "third"]
+
+
+async def test_the_last_item_comes_after_those_that_wait_for_room() -> None:
+    mailbox: Mailbox[str] = Mailbox(1, Overflow.BLOCK)
+    mailbox.put("first")
+    mailbox.put("second", line_up=True)
+    mailbox.put_last("last")
+    assert [await mailbox.get() for _ in range(3)] == ["first", "second", "last"]
+
+
+async def test_drain_takes_everything_and_lets_waiting_senders_go() -> None:
     mailbox: Mailbox[str] = Mailbox(1, Overflow.BLOCK)
     mailbox.put("user")
     mailbox.put_system("system")
-    waiting = asyncio.create_task(mailbox.room())
+    mailbox.put("lined up", line_up=True)
+    waiting = asyncio.create_task(mailbox.send("never"))
     await asyncio.sleep(0)
-    assert mailbox.drain() == ["system", "user"]
-    await waiting
+    assert mailbox.drain() == ["system", "user", "lined up"]
+    await asyncio.wait([waiting])
+    assert waiting.cancelled()
     assert len(mailbox) == 0
 
 

@@ -17,6 +17,7 @@ from runtime.actors import (
     ActorSystem,
     Answer,
     Ask,
+    Cancel,
     Down,
     Failure,
     Gone,
@@ -25,7 +26,6 @@ from runtime.actors import (
     Overflow,
     Request,
     Restart,
-    Signal,
     Tell,
     Watch,
     lane_of,
@@ -40,6 +40,7 @@ from runtime.errors import (
     RuntimeFault,
     TooLarge,
 )
+from tests.actors.network import Network, settle
 
 
 class Word(Message, frozen=True, tag="test.nodes.word"):
@@ -82,59 +83,6 @@ class Echo(Actor):
         return None
 
 
-class Network:
-    """Carries signals between systems in order, a turn of the loop later; a cut loses what is under way."""
-
-    def __init__(self, *names: str) -> None:
-        self.systems = {name: ActorSystem(name) for name in names}
-        self.sent: list[tuple[Signal, Lane]] = []
-        self.refusal: dict[type[Signal], RuntimeFault] = {}
-        self.up = True
-        self.session = 0
-        for name, system in self.systems.items():
-            system.join(_Link(self, name))
-
-    def carry(self, source: str, node: str, signal: Signal, lane: Lane) -> None:
-        if not self.up:
-            raise PeerUnreachable(f"there is no link to {node}")
-        if type(signal) in self.refusal:
-            raise self.refusal[type(signal)]
-        self.sent.append((signal, lane))
-        asyncio.get_running_loop().call_soon(self._arrive, self.session, source, node, signal)
-
-    def _arrive(self, session: int, source: str, node: str, signal: Signal) -> None:
-        if session == self.session:
-            self.systems[node].deliver(source, signal)
-
-    def cut(self) -> None:
-        self.up = False
-        self.session += 1
-        for system in self.systems.values():
-            for other in self.systems:
-                if other != system.node:
-                    system.node_lost(other)
-
-    async def shut_down(self) -> None:
-        for system in self.systems.values():
-            await system.shut_down(1.0)
-
-    def assert_nothing_kept(self) -> None:
-        for system in self.systems.values():
-            assert not system._watchers
-            assert not system._remote_watchers
-            assert not system._pending
-            assert len(system._deadlines) == 0
-
-
-class _Link:
-    def __init__(self, network: Network, name: str) -> None:
-        self.network = network
-        self.name = name
-
-    def send(self, node: str, signal: Signal, lane: Lane) -> None:
-        self.network.carry(self.name, node, signal, lane)
-
-
 @pytest.fixture
 async def network() -> Network:
     return Network("a", "b")
@@ -148,10 +96,6 @@ async def a(network: Network) -> ActorSystem:
 @pytest.fixture
 async def b(network: Network) -> ActorSystem:
     return network.systems["b"]
-
-
-async def settle() -> None:
-    await asyncio.sleep(0.001)
 
 
 async def test_an_ask_crosses_and_its_reply_comes_back(network: Network, a: ActorSystem, b: ActorSystem) -> None:
@@ -210,7 +154,7 @@ async def test_a_message_to_nobody_is_a_dead_letter_there_and_a_request_is_refus
     a.tell(nobody, Word("hello"))
     with pytest.raises(ActorStopped, match="no actor lives at b/nobody"):
         await a.ask(nobody, Repeat("hello"), 1.0)
-    assert b.dead_letters == {"actor_stopped": 1}
+    assert b.dead_letters.counts == {"actor_stopped": 1}
     await network.shut_down()
 
 
@@ -225,7 +169,7 @@ async def test_a_message_to_a_full_mailbox_is_a_dead_letter_there(
     for text in ("one", "two", "three"):
         a.tell(ref, Word(text))
     await settle()
-    assert b.dead_letters == {"mailbox_full": 2}
+    assert b.dead_letters.counts == {"mailbox_full": 2}
     await network.shut_down()
 
 
@@ -233,10 +177,11 @@ async def test_the_askers_clock_decides_and_a_late_answer_is_counted(
     network: Network, a: ActorSystem, b: ActorSystem
 ) -> None:
     ref = b.spawn(Echo, "echo")
+    network.refusal[Cancel] = MailboxFull("no room to say that it is over")
     with pytest.raises(AskTimeout):
         await a.ask(ref, Delay(2.0), 1.0)
     await asyncio.sleep(2.0)
-    assert a.dead_letters == {"late_reply": 1}
+    assert a.dead_letters.counts == {"late_reply": 1}
     await network.shut_down()
 
 
@@ -295,7 +240,7 @@ async def test_an_answer_from_another_node_or_another_life_of_this_one_is_not_ta
     for former in range(100):
         a.deliver("b", Answer(former, Word("from before the restart")))
     assert await asking == Word("at last")
-    assert a.dead_letters == {"late_reply": 101}
+    assert a.dead_letters.counts == {"late_reply": 101}
     await network.shut_down()
 
 
@@ -351,7 +296,7 @@ async def test_the_other_node_hears_once_of_many_watchers_and_when_the_last_one_
         a.monitor(watcher, ref)
     await settle()
     assert [type(signal) for signal, _ in network.sent] == [Watch]
-    assert b._remote_watchers == {ref: {"a"}}
+    assert b._monitors.remote == {ref: {"a"}}
     a.demonitor(watchers[0], ref)
     for watcher in watchers[1:]:
         a.stop(watcher)
@@ -413,7 +358,7 @@ async def test_every_monitor_across_nodes_gives_exactly_one_down_whatever_happen
     for step, w, t in steps:
         target = latest[t]
         cell = b._find(target)
-        watching = a._cells[f"/watcher{w}"].watching
+        watching = a._cells[f"/watcher{w}"].watching or set()
         match step:
             case "spawn" if f"/target{t}" not in b._cells:
                 latest[t] = b.spawn(Echo, f"target{t}", restart=Restart.TEMPORARY)

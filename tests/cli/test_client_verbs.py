@@ -84,6 +84,25 @@ async def test_an_empty_prompt_is_refused(url: str) -> None:
     assert done.err == "error: the prompt is empty; write it after the model's name, or pipe it in\n"
 
 
+async def test_the_actors_are_shown_as_a_tree(url: str) -> None:
+    done = await run("actors", "--url", url)
+    lines = done.out.splitlines()
+    assert lines[0].split() == ["ACTOR", "MAILBOX", "HANDLED", "RESTARTS", "AGE", "LAST", "ERROR"]
+    assert [line.rstrip() for line in lines[1:]] == [
+        "/models      0        12       0         1h     -",
+        "  /1         3        450      2         1m 1s  ValueError('boom')",
+        "/sessions/1  0        7        0         1s     -",
+        "DEAD LETTERS",
+        "late_reply    2",
+    ]
+
+
+async def test_the_actors_are_listed_for_programs(url: str) -> None:
+    tree = json.loads((await run("actors", "--url", url, "--json")).out)
+    assert tree["actors"][1]["last_error"] == "ValueError('boom')"
+    assert tree["dead_letters"] == {"late_reply": 2}
+
+
 async def test_an_unknown_model_is_told_in_the_nodes_words(url: str) -> None:
     done = await run("run", "smolm2", "hi", "--url", url)
     assert (done.code, done.err) == (1, f"error: there is no model 'smolm2'; did you mean '{MODEL}'?\n")

@@ -8,10 +8,13 @@ from contextlib import asynccontextmanager
 import anyio
 
 from runtime.cluster import DetectorSettings, Ledger, Membership, NodeInfo, NodeProfile, PeerState, Registry
+from runtime.cluster.membership import Mode
 from runtime.spi import Discovery, NodeMemory
 from tests.wire.loopback import Node
 
-BRISK = DetectorSettings(heartbeat=0.05, suspect=0.5, down=1.5)
+BRISK = DetectorSettings(
+    heartbeat=0.05, least_deviation=0.05, acceptable_pause=0.5, longest_silence=1.0, probe_timeout=0.3
+)
 
 
 class Seeds(Discovery):
@@ -28,12 +31,14 @@ class Seeds(Discovery):
 class ClusterNode(Node):
     """A node with everything that the cluster puts on it."""
 
-    def __init__(self, name: str, discovery: Discovery, settings: DetectorSettings = BRISK) -> None:
+    def __init__(
+        self, name: str, discovery: Discovery, settings: DetectorSettings = BRISK, mode: Mode = "auto"
+    ) -> None:
         super().__init__(name)
         self.memory = NodeMemory(total=1000, available=800, reserve=100)
         self.ledger = Ledger(self.system, lambda: self.memory)
         self.registry = Registry(self.system, self.network)
-        self.membership = Membership(self.system, self.network, discovery, self.profile, settings)
+        self.membership = Membership(self.system, self.network, discovery, self.profile, settings, mode)
         self.changes: list[NodeInfo] = []
         self.membership.subscribe(self.changes.append)
         for part in (self.ledger, self.registry, self.membership):
@@ -53,13 +58,13 @@ class ClusterNode(Node):
 
 
 @asynccontextmanager
-async def cluster(*names: str) -> AsyncIterator[list[ClusterNode]]:
+async def cluster(*names: str, mode: Mode = "auto") -> AsyncIterator[list[ClusterNode]]:
     """Nodes of which each knows only the one before it."""
     made: list[ClusterNode] = []
     try:
         for name in names:
             seeds = frozenset({made[-1].address}) if made else frozenset[str]()
-            node = ClusterNode(name, Seeds(seeds))
+            node = ClusterNode(name, Seeds(seeds), mode=mode)
             made.append(node)
             await node.network.listen("127.0.0.1", 0)
         yield made

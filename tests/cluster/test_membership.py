@@ -8,7 +8,7 @@ import pytest
 from runtime.cluster import PeerState, membership
 from runtime.spi import Discovery
 from runtime.wire import DialState
-from tests.cluster.nodes import ClusterNode, Seeds, cluster
+from tests.cluster.nodes import BRISK, ClusterNode, Seeds, cluster
 from tests.wire.loopback import eventually, log_lines
 
 UP, DOWN = PeerState.UP, PeerState.DOWN
@@ -78,14 +78,19 @@ async def test_a_link_without_a_sign_of_life_is_given_up(monkeypatch: pytest.Mon
         assert reasons[0].startswith("no sign of life for")
 
 
-async def test_a_peer_that_announced_a_pause_is_not_suspected() -> None:
+async def test_a_peer_that_announced_a_pause_is_not_suspected_until_it_takes_it_back() -> None:
     async with cluster("a", "b") as (a, b):
         await eventually(lambda: a.sees() == {"a": UP, "b": UP})
-        b.membership.announce_pause(60)
-        member = a.membership._members["b"]
-        assert member.detector is not None
-        detector = member.detector
-        await eventually(lambda: detector.silence(a.system.now() + 50) == 0)
+
+        def phi_in_ten_seconds() -> float:
+            return a.membership._liveness.phi("b", a.system.now() + 10) or 0.0
+
+        assert phi_in_ten_seconds() > BRISK.phi
+        with b.membership.pausing():
+            with b.membership.pausing():
+                await eventually(lambda: phi_in_ten_seconds() < 1)
+            await eventually(lambda: phi_in_ten_seconds() < 1)
+        await eventually(lambda: phi_in_ten_seconds() > BRISK.phi)
 
 
 async def test_an_address_where_nobody_answers_is_listed_with_the_reason() -> None:

@@ -259,6 +259,18 @@ def test_an_advertised_address_needs_a_listener(load: Load) -> None:
     assert "cluster.advertise is a.example:1, but cluster.listen is not set" in line
 
 
+def test_the_numbers_of_the_failure_detector_have_to_go_together(load: Load) -> None:
+    lines = problems(lambda: load("cluster.acceptable_pause=0.2", "cluster.longest_silence=0.1"))
+    assert lines == [
+        "--set: cluster.acceptable_pause is 0.2, less than the 0.5 s between two signs of life (cluster.heartbeat)",
+        "--set: cluster.longest_silence is 0.1, so that the acceptable pause of 0.2 s (cluster.acceptable_pause) is "
+        "never granted",
+    ]
+    (line,) = problems(lambda: load("cluster.membership=ring"))
+    assert "cluster.membership" in line
+    assert "'mesh', 'swim' or 'auto'" in line
+
+
 def test_keys_are_read_from_files(load: Load, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = tmp_path / "cluster.key"
     file.write_text("c1uster key\n")
@@ -390,3 +402,16 @@ def test_plugins_are_disabled_by_the_last_layer_that_says_so(word: str) -> None:
 def test_a_file_that_the_system_refuses_to_read_is_told_why(load: Load, toml: Callable[..., Path]) -> None:
     below = toml("") / "node.toml"
     assert problems(lambda: load(files=[below])) == [f"{below}: it cannot be read: Not a directory"]
+
+
+def test_tls_between_nodes_is_configured_whole_or_not_at_all(load: Load) -> None:
+    assert problems(lambda: load("cluster.tls_cert=c.pem")) == [
+        "--set: cluster.tls_cert is set; set cluster.tls_key too",
+    ]
+    assert problems(lambda: load("cluster.tls_mutual=true")) == [
+        "--set: cluster.tls_mutual is set, but nodes speak TLS only with cluster.tls_cert and cluster.tls_key",
+        "--set: cluster.tls_mutual is set; set cluster.tls_ca to the authorities that certificates of peers are "
+        "checked against",
+    ]
+    config = load("cluster.tls_cert=c.pem", "cluster.tls_key=k.pem", "cluster.tls_ca=ca.pem", "cluster.tls_mutual=true")
+    assert config.cluster.tls_mutual

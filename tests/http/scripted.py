@@ -9,8 +9,9 @@ from contextlib import asynccontextmanager
 import anyio
 import msgspec
 
+from runtime.actors import ActorInfo
 from runtime.errors import ModelNotFound
-from runtime.http.admin import NodeEntry, NodeStatus, admin_router
+from runtime.http.admin import ActorTree, NodeEntry, NodeStatus, admin_router
 from runtime.http.listener import Listener, serve
 from runtime.http.server import create_app
 from runtime.http.settings import HttpSettings
@@ -188,11 +189,31 @@ class ScriptedInspector:
 
     def nodes(self) -> list[NodeEntry]:
         return [
-            NodeEntry("alpha", "self", "127.0.0.1:7001", "cpu", 16 * 2**30, 8 * 2**30, "0.1.0", None, None, None),
+            NodeEntry("alpha", "self", "127.0.0.1:7001", "cpu", 16 * 2**30, 8 * 2**30, "0.1.0", None, None, None, None),
             NodeEntry(
-                "beta", "down", "127.0.0.1:7002", "metal", 2**30, 2**29, "0.1.0", 0.0021, 12.0, "no answer to probes"
+                "beta",
+                "down",
+                "127.0.0.1:7002",
+                "metal",
+                2**30,
+                2**29,
+                "0.1.0",
+                0.0021,
+                9.5,
+                12.0,
+                "no answer to probes",
             ),
         ]
+
+    def actors(self) -> ActorTree:
+        return ActorTree(
+            [
+                ActorInfo("/models", None, 0, 12, 0, None, 3600.0),
+                ActorInfo("/models/1", "/models", 3, 450, 2, "ValueError('boom')", 61.0),
+                ActorInfo("/sessions/1", None, 0, 7, 0, None, 1.0),
+            ],
+            {"late_reply": 2},
+        )
 
     def plugins(self) -> list[ScriptedPlugin]:
         return [ScriptedPlugin("openai", "loaded")]

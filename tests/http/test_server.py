@@ -290,6 +290,12 @@ async def test_an_app_without_frontends_still_answers_the_kernels_api(engine: Sc
     async with serving(engine, frontends={}) as node, httpx.AsyncClient(base_url=node.url) as client:
         assert (await client.get("/runtime/v1/status")).json()["node"] == "alpha"
         assert [each["state"] for each in (await client.get("/runtime/v1/nodes")).json()["nodes"]] == ["self", "down"]
+        tree = (await client.get("/runtime/v1/actors")).json()
+        assert [(each["path"], each["parent"]) for each in tree["actors"]][:2] == [
+            ("/models", None),
+            ("/models/1", "/models"),
+        ]
+        assert tree["dead_letters"] == {"late_reply": 2}
         assert (await client.get("/runtime/v1/plugins")).json() == {"plugins": [{"name": "openai", "status": "loaded"}]}
         models = (await client.get("/runtime/v1/models")).json()["models"]
         assert [each["name"] for each in models] == ["acme/tiny-llama", MODEL]

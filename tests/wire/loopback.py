@@ -10,6 +10,8 @@ from loguru import logger
 
 from runtime.actors import Actor, ActorRef, ActorSystem, Down, Message
 from runtime.wire import Limits, Network, PeerInfo
+from runtime.wire.connection import Medium
+from runtime.wire.websocket import WebSockets
 
 FAST = Limits(handshake=2.0, retry_first=0.02, retry_most=0.1, retry_lasting=0.3, close=0.5)
 DEADLINE = 10.0
@@ -25,9 +27,9 @@ async def eventually(condition: Callable[[], object]) -> None:
 class Node:
     """One node, with what its network told."""
 
-    def __init__(self, name: str, key: bytes = b"", limits: Limits = FAST) -> None:
+    def __init__(self, name: str, key: bytes = b"", limits: Limits = FAST, medium: Medium | None = None) -> None:
         self.system = ActorSystem(name)
-        self.network = Network(self.system, key=key, limits=limits)
+        self.network = Network(self.system, key=key, limits=limits, medium=medium or WebSockets(limits))
         self.ups: list[PeerInfo] = []
         self.downs: list[tuple[str, str]] = []
         self.network.subscribe(self.ups.append, lambda node, reason: self.downs.append((node, reason)))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.actors import ActorRef, Answer, Ask, Failure, Gone, Signal, Tell, Unwatch, Watch
+from runtime.actors import ActorRef, Answer, Ask, Caller, Cancel, Failure, Gone, Signal, Tell, Unwatch, Watch
 from runtime.errors import ProtocolError, TooLarge
 from runtime.spi import LayerSpan
 from runtime.wire import Tensor, decode, encode
@@ -26,6 +26,8 @@ RICH = Everything(
 SIGNALS: list[Signal] = [
     Tell(REF, RICH),
     Ask(REF, Double(3), 77, 1500),
+    Ask(REF, Double(3), 77, 1500, (Caller(REF, 2**62), Caller(ActorRef("b", "/x"), 1))),
+    Cancel(77),
     Answer(77, Number(6)),
     Answer(78, RICH),
     Answer(79, None),

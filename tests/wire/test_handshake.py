@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from runtime.actors import Lane
 from runtime.errors import ProtocolError
-from runtime.wire import PROTOCOL_VERSION
-from runtime.wire.handshake import MAX_MESSAGE, Acceptor, Dialler, Identity, Refusal, Refused
+from runtime.wire.handshake import MAX_MESSAGE, Acceptor, Dialler, Identity, Refusal, Refused, Versions
 
 SESSION = bytes(range(16))
 A = Identity("a", 1, b"aaaaaaaa", "10.0.0.1:70")
@@ -50,17 +49,62 @@ def test_an_acceptor_that_does_not_know_the_key_is_not_believed() -> None:
     assert refused.value.reason is Refusal.KEY
 
 
-def test_another_protocol_version_is_refused_and_both_versions_are_named() -> None:
-    dialler, acceptor = sides()
-    hello = list(msgspec.msgpack.decode(dialler.hello()))
-    hello[1] = 9
-    # Whatever else a later version says in its hello.
-    with pytest.raises(Refused, match=f"version 9, this node speaks {PROTOCOL_VERSION}") as refused:
-        acceptor.challenge(msgspec.msgpack.encode([*hello[:2], {"new": "things"}]))
+@pytest.mark.parametrize(
+    ("dialler", "acceptor", "chosen"),
+    [((2, 2), (2, 2), 2), ((2, 5), (1, 4), 4), ((3, 4), (2, 9), 4), ((4, 4), (2, 4), 4)],
+)
+def test_the_newest_version_that_both_speak_is_chosen(
+    dialler: tuple[int, int], acceptor: tuple[int, int], chosen: int
+) -> None:
+    dials = Dialler(A, b"key", Lane.CONTROL, SESSION, Versions(*dialler))
+    accepts = Acceptor(B, b"key", Versions(*acceptor))
+    accepts.verify(dials.prove(accepts.challenge(dials.hello())))
+    assert dials.conclude(accepts.verdict()) == B
+    assert (dials.version, accepts.version) == (chosen, chosen)
+
+
+def test_with_no_version_in_common_both_sides_name_both_ranges() -> None:
+    dialler = Dialler(A, b"key", Lane.CONTROL, SESSION, Versions(5, 7))
+    acceptor = Acceptor(B, b"key", Versions(2, 3))
+    with pytest.raises(Refused, match="versions 5 to 7, this node speaks versions 2 to 3") as refused:
+        acceptor.challenge(dialler.hello())
     assert refused.value.reason is Refusal.VERSION
-    away = msgspec.msgpack.decode(acceptor.turn_away(Refusal.VERSION))
-    with pytest.raises(Refused, match=f"version 9, this node speaks {PROTOCOL_VERSION}"):
-        dialler.prove(msgspec.msgpack.encode([*away[:2], 9]))
+    with pytest.raises(Refused, match="versions 2 to 3, this node speaks versions 5 to 7"):
+        dialler.prove(acceptor.turn_away(Refusal.VERSION))
+
+
+def test_a_hello_of_the_first_release_is_refused_in_words_that_it_understands() -> None:
+    acceptor = Acceptor(B, b"key")
+    with pytest.raises(Refused, match="version 1, this node speaks version 2"):
+        acceptor.challenge(msgspec.msgpack.encode(["mlx-actor-runtime", 1, Lane.CONTROL, bytes(32), SESSION, A]))
+    assert msgspec.msgpack.decode(acceptor.turn_away(Refusal.VERSION))[:3] == [0, "version", 2]
+    dialler, _ = sides()
+    with pytest.raises(Refused, match="version 1, this node speaks version 2"):
+        dialler.prove(msgspec.msgpack.encode([0, "version", 1]))
+
+
+def test_a_later_version_may_say_more_in_its_hello() -> None:
+    dialler = Dialler(A, b"key", Lane.CONTROL, SESSION, Versions(2, 9))
+    hello = [*msgspec.msgpack.decode(dialler.hello()), {"new": "things"}]
+    acceptor = Acceptor(B, b"key")
+    acceptor.verify(dialler.prove(acceptor.challenge(msgspec.msgpack.encode(hello))))
+    assert acceptor.version == 2
+
+
+def test_a_version_that_was_not_offered_is_an_offence() -> None:
+    dialler, _ = sides()
+    with pytest.raises(ProtocolError, match="chose protocol version 3"):
+        dialler.prove(msgspec.msgpack.encode([1, 3, bytes(32)]))
+
+
+def test_who_stands_between_cannot_have_an_older_version_spoken() -> None:
+    dialler = Dialler(A, b"key", Lane.CONTROL, SESSION, Versions(2, 3))
+    acceptor = Acceptor(B, b"key", Versions(2, 3))
+    hello = msgspec.msgpack.decode(dialler.hello())
+    hello[1] = 2
+    with pytest.raises(Refused) as refused:
+        acceptor.verify(dialler.prove(acceptor.challenge(msgspec.msgpack.encode(hello))))
+    assert refused.value.reason is Refusal.KEY
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,12 @@ from runtime.errors import (
     TooLarge,
 )
 from runtime.wire import DialState, Network, Tensor
+from runtime.wire.connection import POLICY, ConnectionEnded
+from runtime.wire.frame import Grant, batch_frame, grant_frame
 from runtime.wire.handshake import Identity
 from runtime.wire.limits import KIB, MIB
-from runtime.wire.opening import READY, SUBPROTOCOL, introduce
+from runtime.wire.opening import READY, introduce
+from runtime.wire.websocket import SUBPROTOCOL, WebSocketConnection
 from tests.wire.loopback import FAST, Node, Observer, eventually, log_lines, nodes, pair
 from tests.wire.messages import Double, Doubler, Hold, Number, Store
 
@@ -29,8 +32,14 @@ from tests.wire.messages import Double, Doubler, Hold, Number, Store
 async def impostor(node: Node, lane: Lane, session: bytes, name: str = "z") -> ClientConnection:
     """Dial a node as a peer that knows the key, and may then do as it likes."""
     socket = await connect(f"ws://{node.address}/", subprotocols=[SUBPROTOCOL], compression=None, proxy=None)
-    await introduce(socket, Identity(name, 1, session[:8], ""), b"", lane, session)
+    await introduce(WebSocketConnection(socket), Identity(name, 1, session[:8], ""), b"", lane, session)
     return socket
+
+
+async def _hear_out(socket: ClientConnection) -> None:
+    """Receive until the other side has closed."""
+    while True:
+        await socket.recv()
 
 
 def _settled(*everyone: Node) -> bool:
@@ -196,7 +205,7 @@ async def test_a_node_that_was_restarted_replaces_its_earlier_life_whose_link_ha
             identity = Identity("z", boot, instance, "127.0.0.1:9")
             for lane in Lane:
                 socket = await connect(f"ws://{a.address}/", subprotocols=[SUBPROTOCOL], compression=None, proxy=None)
-                await introduce(socket, identity, b"", lane, session)
+                await introduce(WebSocketConnection(socket), identity, b"", lane, session)
                 sockets.append(socket)
             await eventually(partial(_is_linked_to, a, instance))
         assert a.downs == [("z", "the node was restarted")]
@@ -207,11 +216,11 @@ async def test_a_node_that_was_restarted_replaces_its_earlier_life_whose_link_ha
 async def test_a_peer_of_another_version_is_told_and_cut_off() -> None:
     async with log_lines("WARNING") as lines, nodes("a") as (a,):
         async with connect(f"ws://{a.address}/", subprotocols=[SUBPROTOCOL], proxy=None) as socket:
-            await socket.send(msgspec.msgpack.encode(["mlx-actor-runtime", 2, "whatever"]))
-            assert msgspec.msgpack.decode(bytes(await socket.recv())) == [0, "version", 1]  # type: ignore[arg-type]  # a binary frame
+            await socket.send(msgspec.msgpack.encode(["mlx-actor-runtime", 9, 8, "whatever"]))
+            assert msgspec.msgpack.decode(bytes(await socket.recv())) == [0, "version", 2, 2]  # type: ignore[arg-type]  # a binary frame
             with pytest.raises(ConnectionClosed):
                 await socket.recv()
-        assert any("speaks protocol version 2, this node speaks 1" in line for line in lines)
+        assert any("speaks protocol versions 8 to 9, this node speaks version 2" in line for line in lines)
 
 
 @pytest.mark.parametrize("junk", [b"", b"junk", secrets.token_bytes(5000), "text"])
@@ -284,7 +293,8 @@ async def test_a_peer_that_breaks_the_protocol_is_cut_off_and_the_others_are_not
         await bulk.send(junk)
         await eventually(lambda: a.linked() == ["b"])
         with pytest.raises(ConnectionClosed):
-            await control.recv()
+            await _hear_out(control)
+        assert control.close_code == POLICY
         ref = b.system.spawn(Doubler, "doubler")
         assert await a.system.ask(ref, Double(1), 5) == Number(2)
         assert any("node z is cut off: it broke the protocol" in line for line in lines)
@@ -300,7 +310,7 @@ async def test_a_peer_that_speaks_for_another_node_is_cut_off() -> None:
 
 async def test_a_bulk_connection_of_no_session_is_refused() -> None:
     async with nodes("a") as (a,):
-        with pytest.raises(ConnectionClosed):
+        with pytest.raises(ConnectionEnded):
             await impostor(a, Lane.BULK, secrets.token_bytes(16))
 
 
@@ -359,10 +369,12 @@ async def test_an_unknown_message_type_leaves_the_link_up_and_answers_the_ask() 
     async with nodes("a") as (a,):
         session = secrets.token_bytes(16)
         control, bulk = [await impostor(a, lane, session) for lane in Lane]
-        await control.recv()
+        for _ in ("ready", "a grant for each lane", "and the other"):
+            await control.recv()
         envelope = msgspec.msgpack.encode([1, ["a", "/x", 0], "plugin.unheard-of", {}, 7, 100])
         payload = len(envelope).to_bytes(4, "little") + envelope
-        await control.send(b"\x01\0\0\0\0\0\0\0" + len(payload).to_bytes(8, "little") + payload)
+        await control.send(grant_frame(Lane.CONTROL, Grant(1, KIB)))
+        await control.send(batch_frame(0, [payload]))
         answer = await control.recv()
         assert isinstance(answer, bytes)
         assert b"plugin.unheard-of" in answer

@@ -1,0 +1,1 @@
+"""The rows of the kernel's benchmark, a module for each group."""

@@ -1,0 +1,215 @@
+"""The protocol of one session after its handshake, without any I/O: queues, credit, batches, chunks, sequence.
+
+Bytes come in by :meth:`Session.feed` and go out by :meth:`Session.frames`; who owns the sockets calls both, and is
+called back when there is something to send.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from itertools import islice
+
+import msgspec
+
+from runtime.actors import Lane
+from runtime.errors import MailboxFull, ProtocolError
+from runtime.wire.flow import Allowance, Budget, Window
+from runtime.wire.frame import (
+    CHUNK_BYTES,
+    MAX_BATCH,
+    SMALL,
+    Reassembler,
+    batch_frame,
+    grant_frame,
+    payload_frames,
+    read_grant,
+)
+from runtime.wire.limits import Limits
+from runtime.wire.tensor import Buffer
+
+
+class LaneTraffic(msgspec.Struct):
+    """What one lane of one link has carried, and what it holds."""
+
+    frames_in: int = 0
+    frames_out: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    queued_messages: int = 0
+    """Waiting here to be sent."""
+    queued_bytes: int = 0
+    credit_messages: int = 0
+    """What the peer still takes."""
+    credit_bytes: int = 0
+    held_messages: int = 0
+    """Received and not consumed."""
+    held_bytes: int = 0
+
+
+class Session:
+    """Both lanes of a session, as this node sees them."""
+
+    def __init__(self, limits: Limits, wake: Callable[[Lane], None]) -> None:
+        """``wake`` is called when a lane may have frames to send that it did not have before."""
+        self._wake = wake
+        self._out = {
+            Lane.CONTROL: _Outlet(limits.queue_messages, limits.control_queue),
+            Lane.BULK: _Outlet(limits.queue_messages, limits.bulk_queue),
+        }
+        self._in = {
+            Lane.CONTROL: _Inlet(limits.control_message, Window(limits.credit_messages, limits.control_credit)),
+            Lane.BULK: _Inlet(limits.bulk_message, Window(limits.credit_messages, limits.bulk_credit)),
+        }
+
+    def put(self, lane: Lane, parts: list[Buffer], size: int, share: int = 1) -> None:
+        """Queue a payload of ``size`` bytes, unless the lane's queue is fuller than ``share`` times its bounds.
+
+        Raises:
+            MailboxFull: it is.
+        """
+        outlet = self._out[lane]
+        if not outlet.has_room(size, share):
+            raise MailboxFull(
+                f"{outlet.messages} messages ({outlet.size} bytes) wait on the {lane.name.lower()} lane, "
+                "and no more fit"
+            )
+        outlet.put(parts, size)
+        self._wake(lane)
+
+    def frames(self, lane: Lane) -> Iterator[Buffer]:
+        """Make the frames that may be sent now. Asking for the next one says that the one before has been sent."""
+        outlet = self._out[lane]
+        while True:
+            if lane is Lane.CONTROL:
+                # Ahead of messages, and not under credit itself: what frees the peer never waits for the peer.
+                yield from self._grants()
+            frames = outlet.burst()
+            if frames is None:
+                return
+            yield from frames
+
+    def feed(self, lane: Lane, frame: bytes) -> list[memoryview]:
+        """Take a frame; return the payloads that it completes, in order. Each is to be :meth:`consumed`.
+
+        Raises:
+            ProtocolError: the frame is malformed, not in sequence, too large, or beyond its credit.
+        """
+        inlet = self._in[lane]
+        if lane is Lane.CONTROL and not inlet.partial and (found := read_grant(frame)) is not None:
+            of, grant = found
+            self._out[of].budget.raise_to(grant)
+            self._wake(of)
+            return []
+        return inlet.feed(frame)
+
+    def consumed(self, lane: Lane, size: int, messages: int = 1) -> None:
+        """Take note that payloads of this size are done with; what the peer may send grows accordingly."""
+        inlet = self._in[lane]
+        inlet.allowance.consume(size, messages)
+        if inlet.allowance.worth_granting:
+            self._wake(Lane.CONTROL)
+
+    def idle(self) -> bool:
+        """Whether nothing waits to be sent on either lane."""
+        return not any(outlet.messages for outlet in self._out.values())
+
+    def report(self, lane: Lane, traffic: LaneTraffic) -> None:
+        """Fill in what a lane holds."""
+        outlet, held = self._out[lane], self._in[lane].allowance.held
+        left = outlet.budget.left
+        traffic.queued_messages, traffic.queued_bytes = outlet.messages, outlet.size
+        traffic.credit_messages, traffic.credit_bytes = left.messages, left.size
+        traffic.held_messages, traffic.held_bytes = held.messages, held.size
+
+    def _grants(self) -> Iterator[bytes]:
+        for lane, inlet in self._in.items():
+            grant = inlet.allowance.due()
+            if grant is not None:
+                yield grant_frame(lane, grant)
+
+
+class _Outlet:
+    """The sending side of one lane."""
+
+    def __init__(self, most_messages: int, most_bytes: int) -> None:
+        self.budget = Budget()
+        self.messages = 0
+        """Payloads that wait, or of which not every frame has been sent."""
+        self.size = 0
+        self._most_messages = most_messages
+        self._most_bytes = most_bytes
+        self._waiting: deque[tuple[list[Buffer], int]] = deque()
+        self._sequence = 0
+
+    def has_room(self, size: int, share: int) -> bool:
+        """Whether one more payload is taken: as the bounds say, or because it is the only one."""
+        return not self.messages or (
+            self.messages < share * self._most_messages and self.size + size <= share * self._most_bytes
+        )
+
+    def put(self, parts: list[Buffer], size: int) -> None:
+        self._waiting.append((parts, size))
+        self.messages += 1
+        self.size += size
+
+    def burst(self) -> Iterator[Buffer] | None:
+        """Take from the queue what goes next; None if nothing waits, or what waits has no credit."""
+        if not self._waiting or not self.budget.covers(self._waiting[0][1]):
+            return None
+        parts, size = self._waiting[0]
+        return self._batch() if _is_small(parts, size) else self._single()
+
+    def _single(self) -> Iterator[Buffer]:
+        parts, size = self._waiting.popleft()
+        self.budget.spend(size)
+        sequence, self._sequence = self._sequence, self._sequence + 1
+        yield from payload_frames(sequence, parts, size)
+        self._sent(1, size)
+
+    def _batch(self) -> Iterator[Buffer]:
+        """Put small payloads that follow one another into one frame."""
+        payloads: list[bytes] = []
+        total = 0
+        for parts, size in islice(self._waiting, MAX_BATCH):
+            if not _is_small(parts, size) or not self.budget.covers(size) or total + size > CHUNK_BYTES // 2:
+                break
+            self.budget.spend(size)
+            payloads.append(bytes(parts[0]))
+            total += size
+        for _ in payloads:
+            self._waiting.popleft()
+        sequence, self._sequence = self._sequence, self._sequence + len(payloads)
+        yield batch_frame(sequence, payloads)
+        self._sent(len(payloads), total)
+
+    def _sent(self, messages: int, size: int) -> None:
+        self.messages -= messages
+        self.size -= size
+
+
+class _Inlet:
+    """The receiving side of one lane."""
+
+    def __init__(self, largest: int, window: Window) -> None:
+        self.allowance = Allowance(window)
+        self._reassembler = Reassembler(largest)
+        self._next = 0
+
+    @property
+    def partial(self) -> bool:
+        return self._reassembler.partial
+
+    def feed(self, frame: bytes) -> list[memoryview]:
+        opened = self._reassembler.open(frame)
+        if opened is not None:
+            if opened.sequence != self._next:
+                raise ProtocolError(f"message {opened.sequence} came where message {self._next} was due")
+            self._next += len(opened.sizes)
+            for size in opened.sizes:
+                self.allowance.receive(size)
+        return self._reassembler.feed(frame)
+
+
+def _is_small(parts: list[Buffer], size: int) -> bool:
+    return size <= SMALL and len(parts) == 1

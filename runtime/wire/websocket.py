@@ -1,0 +1,188 @@
+"""Connections as WebSockets: sockets, TLS, and the library that speaks RFC 6455."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import ssl
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+
+from loguru import logger
+from websockets.asyncio.client import connect
+from websockets.asyncio.connection import Connection as Socket
+from websockets.asyncio.server import Server, ServerConnection, serve
+from websockets.exceptions import ConnectionClosed, WebSocketException
+from websockets.http11 import Request, Response
+from websockets.protocol import State
+from websockets.typing import Subprotocol
+
+from runtime.errors import ConfigError, ProtocolError
+from runtime.wire.address import format_address
+from runtime.wire.connection import (
+    ABNORMAL,
+    NORMAL,
+    Admit,
+    Connection,
+    ConnectionEnded,
+    Listener,
+    Medium,
+    Serve,
+    cut_reason,
+)
+from runtime.wire.frame import MAX_FRAME
+from runtime.wire.limits import Limits
+from runtime.wire.tensor import Buffer
+
+SUBPROTOCOL = Subprotocol("mlx-actor-runtime")
+
+_Wrap = Callable[[ServerConnection], Awaitable[None]]
+_Screen = Callable[[ServerConnection, Request], Response | None]
+
+
+class _ToLoguru(logging.Handler):
+    """Puts what the WebSocket library has to say among our debug lines, without its tracebacks.
+
+    It logs an error with a stack for every port scan; what matters to an operator is logged here in our own words.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        cause = f": {record.exc_info[1]}" if record.exc_info else ""
+        logger.debug("websockets: {}{}", record.getMessage(), cause)
+
+
+_library_logger = logging.Logger("runtime.wire.websockets", level=logging.INFO)
+_library_logger.addHandler(_ToLoguru())
+
+
+class WebSockets(Medium):
+    """WebSockets over TCP, or over TLS where contexts are given."""
+
+    def __init__(
+        self,
+        limits: Limits | None = None,
+        server_tls: ssl.SSLContext | None = None,
+        client_tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self._limits = limits or Limits()
+        self._server_tls = server_tls
+        self._client_tls = client_tls
+
+    async def dial(self, host: str, port: int) -> Connection:
+        try:
+            socket = await connect(
+                f"{'wss' if self._client_tls else 'ws'}://{format_address(host, port)}/",
+                subprotocols=[SUBPROTOCOL],
+                compression=None,
+                proxy=None,  # nodes reach each other directly; the environment's HTTP proxy is not meant for this
+                user_agent_header=None,
+                open_timeout=self._limits.handshake,
+                ping_interval=None,
+                close_timeout=self._limits.close,
+                max_size=MAX_FRAME,
+                logger=_library_logger,
+                ssl=self._client_tls,
+            )
+        except WebSocketException as error:
+            raise ProtocolError(str(error) or type(error).__name__) from error
+        return WebSocketConnection(socket)
+
+    async def listen(self, host: str, port: int, serve: Serve, admit: Admit) -> Listener:
+        async def wrap(socket: ServerConnection) -> None:
+            await serve(WebSocketConnection(socket))
+
+        def screen(socket: ServerConnection, request: Request) -> Response | None:
+            del request
+            if admit(_host_of(socket)):
+                return None
+            return socket.respond(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections from this host\n")
+
+        return _WebSocketListener(await self._serve(wrap, host, port, screen))
+
+    async def _serve(self, wrap: _Wrap, host: str, port: int, screen: _Screen) -> Server:
+        try:
+            return await serve(
+                wrap,
+                host or None,
+                port,
+                # A browser always sends its origin: no web page gets to speak to a cluster port, key or no key.
+                origins=[None],
+                subprotocols=[SUBPROTOCOL],
+                compression=None,
+                process_request=screen,
+                server_header=None,
+                open_timeout=self._limits.handshake,
+                # A full receive queue also stops the reading of pongs, so a library ping would cut off a busy peer.
+                ping_interval=None,
+                close_timeout=self._limits.close,
+                max_size=MAX_FRAME,
+                logger=_library_logger,
+                ssl=self._server_tls,
+            )
+        except OSError as error:
+            address = format_address(host, port)
+            if error.errno == errno.EADDRINUSE:
+                message = (
+                    f"cluster.listen: {address} is in use by another program, or by another node; choose another port"
+                )
+            else:
+                message = f"cluster.listen: this machine cannot listen on {address}: {error.strerror or error}"
+            raise ConfigError(message, param="cluster.listen") from error
+
+
+class WebSocketConnection(Connection):
+    """A WebSocket as a connection of the protocol."""
+
+    def __init__(self, socket: Socket) -> None:
+        self.host = _host_of(socket)
+        self._socket = socket
+
+    async def send(self, frame: Buffer) -> None:
+        try:
+            await self._socket.send(frame)
+        except ConnectionClosed as closed:
+            raise _ended(closed) from closed
+
+    @property
+    def writable(self) -> bool:
+        return self._socket.state is State.OPEN and not self._socket.transport.get_write_buffer_size()
+
+    def send_now(self, frame: Buffer) -> None:
+        # What the library's own send does, without its waiting (websockets 17).
+        self._socket.protocol.send_binary(frame)
+        self._socket.send_data()
+
+    async def recv(self) -> bytes:
+        try:
+            frame = await self._socket.recv()
+        except ConnectionClosed as closed:
+            raise _ended(closed) from closed
+        if isinstance(frame, str):
+            raise ProtocolError("a text frame came; every frame of the protocol is binary")
+        return frame
+
+    async def close(self, code: int = NORMAL, reason: str = "") -> None:
+        await self._socket.close(code, cut_reason(reason))
+
+    async def wait_closed(self) -> None:
+        await self._socket.wait_closed()
+
+
+class _WebSocketListener(Listener):
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self.port: int = next(iter(server.sockets)).getsockname()[1]
+
+    async def close(self) -> None:
+        self._server.close()
+        await self._server.wait_closed()
+
+
+def _ended(closed: ConnectionClosed) -> ConnectionEnded:
+    close = closed.rcvd
+    return ConnectionEnded(ABNORMAL) if close is None else ConnectionEnded(close.code, close.reason)
+
+
+def _host_of(socket: Socket) -> str:
+    address = socket.remote_address
+    return str(address[0]) if isinstance(address, tuple) else ""

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runtime.actors import Lane
+from runtime.errors import ProtocolError
+from runtime.wire.frame import (
+    CHUNK_BYTES,
+    HEAD_HEADER,
+    MAX_BATCH,
+    MAX_FRAME,
+    Grant,
+    Opened,
+    Reassembler,
+    batch_frame,
+    grant_frame,
+    payload_frames,
+    read_grant,
+)
+
+LIMIT = 8 * CHUNK_BYTES
+
+
+def head(sequence: int, total: int) -> bytes:
+    return struct.pack("<B7xQQ8x", 2, sequence, total)
+
+
+def batch(count: int, rest: bytes = b"") -> bytes:
+    return struct.pack("<B3xIQ", 1, count, 0) + rest
+
+
+def take(reassembler: Reassembler, frame: bytes) -> list[memoryview]:
+    reassembler.open(frame)
+    return reassembler.feed(frame)
+
+
+@given(
+    sizes=st.lists(st.sampled_from([0, 1, 100, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1]), min_size=1, max_size=5)
+)
+def test_a_payload_is_the_same_after_being_cut_and_joined(sizes: list[int]) -> None:
+    parts = [bytes([index + 1]) * size for index, size in enumerate([*sizes, 1])]
+    whole = b"".join(parts)
+    cut = [bytes(frame) for frame in payload_frames(7, parts, len(whole))]
+    assert all(len(frame) <= MAX_FRAME for frame in cut)
+    reassembler = Reassembler(LIMIT)
+    assert reassembler.open(cut[0]) == Opened(7, (len(whole),))
+    results = [take(reassembler, frame) for frame in cut]
+    assert results[:-1] == [[]] * (len(cut) - 1)
+    assert [bytes(payload) for payload in results[-1]] == [whole]
+    assert not reassembler.partial
+
+
+def test_the_bytes_of_a_tensor_go_out_as_they_lie_in_memory() -> None:
+    tensor = bytearray(4 * CHUNK_BYTES)
+    first, *raw = payload_frames(0, [b"envelope", tensor], 8 + len(tensor))
+    assert len(first) == MAX_FRAME
+    assert all(isinstance(frame, memoryview) and frame.obj is tensor for frame in raw[:-1])
+
+
+def test_small_payloads_share_a_frame_and_are_not_copied_on_receipt() -> None:
+    frame = batch_frame(3, [b"one", b"two", b"three"])
+    reassembler = Reassembler(LIMIT)
+    assert reassembler.open(frame) == Opened(3, (3, 3, 5))
+    payloads = reassembler.feed(frame)
+    assert payloads == [b"one", b"two", b"three"]
+    assert all(payload.obj is frame for payload in payloads)
+
+
+def test_a_payload_over_the_limit_is_refused_at_its_first_frame() -> None:
+    with pytest.raises(ProtocolError, match="over the limit"):
+        Reassembler(LIMIT).open(head(0, LIMIT + 1) + bytes(CHUNK_BYTES))
+
+
+@pytest.mark.parametrize(
+    ("frame", "reason"),
+    [
+        (b"", "a frame has"),
+        (bytes(MAX_FRAME + 1), "a frame has"),
+        (b"\x09", "kind 9"),
+        (b"\x03", "kind 3"),
+        (head(0, 5)[:-1], "malformed"),
+        (b"\x02\x01" + head(0, 5)[2:], "malformed"),
+        (head(0, 0), "empty"),
+        (head(0, 4) + b"12345", "came with 5"),
+        (batch(1)[:-1], "malformed"),
+        (b"\x01\x01" + batch(1)[2:], "malformed"),
+        (batch(0), "1 to"),
+        (batch(MAX_BATCH + 1), "1 to"),
+        (batch(1), "ends within"),
+        (batch(1, b"\x05\0\0\0"), "up to byte"),
+        (batch(1, b"\0\0\0\0"), "empty"),
+        (batch(1, b"\x01\0\0\0ab"), "up to byte"),
+        (batch(1, b"\xff\xff\xff\xff"), "over the limit"),
+    ],
+)
+def test_a_malformed_frame_is_refused(frame: bytes, reason: str) -> None:
+    with pytest.raises(ProtocolError, match=reason):
+        Reassembler(LIMIT).open(frame)
+
+
+@pytest.mark.parametrize("chunk", [bytes(6), bytes(CHUNK_BYTES + 1)])
+def test_a_raw_frame_that_does_not_fit_is_refused(chunk: bytes) -> None:
+    reassembler = Reassembler(LIMIT)
+    assert take(reassembler, head(0, CHUNK_BYTES + 5) + bytes(CHUNK_BYTES)) == []
+    with pytest.raises(ProtocolError, match="got a frame of"):
+        take(reassembler, chunk)
+
+
+def test_a_grant_is_read_back_and_a_malformed_one_refused() -> None:
+    frame = grant_frame(Lane.BULK, Grant(3, 2**63))
+    assert read_grant(frame) == (Lane.BULK, Grant(3, 2**63))
+    assert read_grant(batch_frame(0, [b"x"])) is None
+    for wrong in (frame[:-1], frame + b"x", b"\x03\x02" + frame[2:], b"\x03\x01\x01" + frame[3:]):
+        with pytest.raises(ProtocolError, match="a grant is malformed"):
+            read_grant(wrong)
+
+
+def test_the_header_keeps_tensors_aligned() -> None:
+    assert HEAD_HEADER % 16 == CHUNK_BYTES % 16 == 0
