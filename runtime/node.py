@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import psutil
@@ -77,6 +77,7 @@ class Node:
         self._frontends: dict[str, Frontend] = self._providers("frontend", config.roles.frontends)
         sources: dict[str, ModelSource] = self._providers("source", config.roles.sources)
 
+        self._last_memory = psutil.virtual_memory()
         self.ledger = Ledger(self.system, self._memory)
         self.membership = Membership(
             self.system,
@@ -274,7 +275,10 @@ class Node:
         return [view.name for view in self.membership.views() if view.name != self.system.node]
 
     def _memory(self) -> NodeMemory:
-        memory = psutil.virtual_memory()
+        # Reading it opens a file, which fails while no file descriptor is free; the node outlives that.
+        with suppress(OSError):
+            self._last_memory = psutil.virtual_memory()
+        memory = self._last_memory
         return NodeMemory(
             total=memory.total, available=memory.available, reserve=int(self.config.models.memory_reserve)
         )

@@ -90,7 +90,7 @@ class ServedModels:
             return False
         mine = tuple(entry for entry in entries if entry.driver.node == node)
         self._others[node] = (boot, version, mine)
-        return known is None or known[2] != mine
+        return (() if known is None else known[2]) != mine
 
     def lose(self, node: str) -> bool:
         """Drop what a lost node told; return whether that changes anything."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import resource
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -12,12 +13,23 @@ from typing import Any
 import msgspec
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from runtime.errors import ConfigError
 from runtime.http.access import is_loopback, is_wildcard
 from runtime.http.settings import DEFAULT_PORT, HttpSettings
 
-_BACKLOG = 2048
+_BACKLOG = 256
+"""Connections that wait to be accepted. asyncio accepts as many in one go, each a file descriptor before it can be
+counted."""
+_MOST_CONNECTIONS = 1024
+"""Open at once; fewer where the process may not have twice as many files open, for models and peers need some too."""
+_HEAD_SECONDS = 20.0
+"""How long a client may take to send the head of a request once it has connected, or has begun to send it."""
+_FULL = (
+    b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 1\r\n"
+    b"content-type: text/plain; charset=utf-8\r\ncontent-length: 35\r\n\r\nthis node has too many connections\n"
+)
 _KEEP_ALIVE_SECONDS = 75
 """How long an idle connection stays open: longer than clients keep theirs (httpx: 5 s), so that they close it first and
 never send a request into a connection that is just being closed here."""
@@ -46,12 +58,57 @@ class Listener(msgspec.Struct, frozen=True):
         return (self.url, f"http://{socket.gethostname().lower()}:{self.port}")
 
 
+class _Connection(H11Protocol):
+    """Bounds what connections cost that ask for nothing; uvicorn's own limits begin with a request."""
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn narrows it
+        super().connection_made(transport)
+        if len(self.connections) > most_connections():
+            transport.write(_FULL)
+            transport.close()
+        else:
+            self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._unwatch()
+        super().connection_lost(exc)
+
+    def _watch(self) -> None:
+        """Start the clock unless it runs already, or stop it while a request is being answered."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._unwatch()
+        elif self._deadline is None:
+            self._deadline = self.loop.call_later(_HEAD_SECONDS, self._expire)
+
+    def _unwatch(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _expire(self) -> None:
+        # One that became a request since, or was answered and idles, has uvicorn's clocks.
+        self._deadline = None
+        self.transport.close()
+
+
 class _Server(uvicorn.Server):
     """Signals belong to the node, which has more to stop than this server."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+
+def most_connections() -> int:
+    """Return how many connections may be open at once under the process's present limits."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _MOST_CONNECTIONS if soft == resource.RLIM_INFINITY else min(_MOST_CONNECTIONS, soft // 2)
 
 
 @asynccontextmanager
@@ -76,6 +133,7 @@ async def serve(app: ASGIApp, settings: HttpSettings) -> AsyncIterator[Listener]
         uvicorn.Config(
             app,
             loop="none",
+            http=_Connection,
             ws="none",
             lifespan="off",
             log_config=None,

@@ -17,6 +17,7 @@ from runtime.errors import ActorStopped, ModelNotFound, PeerUnreachable, Runtime
 from runtime.inference.accelerator import prepare
 from runtime.inference.catalogue import Catalogue
 from runtime.inference.compute import ComputeThread
+from runtime.inference.failure import check_digest
 from runtime.inference.models import MODELS
 from runtime.inference.progress import ProgressBoard
 from runtime.inference.prompt import Tokenizer
@@ -126,7 +127,7 @@ class RuntimeEngine(Engine):
         check_request(request)
         ready = await self._ensure(request.model, request.keep_alive)
         load_seconds = self._system.now() - began
-        tokenizer = await self._tokenizer(request.model, ready.digest)
+        tokenizer = await self._tokenizer(request.model, ready)
         encoded = await to_thread.run_sync(tokenizer.encode, request.prompt)
         prompt, max_tokens = fit_context(encoded, request.max_tokens, ready.context, truncate=request.truncate)
         outbox: asyncio.Queue[Outcome] = asyncio.Queue()
@@ -174,11 +175,12 @@ class RuntimeEngine(Engine):
             ActorRef(self._system.node, f"/{MODELS}"), EnsureModel(name, keep_alive), LOAD_SECONDS
         )
 
-    async def _tokenizer(self, model: str, digest: str) -> Tokenizer:
+    async def _tokenizer(self, model: str, ready: Ready) -> Tokenizer:
         """Return a model's tokenizer, loaded once for all who ask."""
+        digest = ready.digest
         task = self._tokenizers.pop(digest, None)
         if task is None:
-            task = asyncio.create_task(self._load_tokenizer(model), name=f"tokenizer of {model}")
+            task = asyncio.create_task(self._load_tokenizer(model, ready), name=f"tokenizer of {model}")
             task.add_done_callback(lambda task: self._tokenizer_loaded(digest, task))
         # The one that was used last stands last.
         self._tokenizers[digest] = task
@@ -191,8 +193,10 @@ class RuntimeEngine(Engine):
         if task.cancelled() or task.exception() is not None:
             self._tokenizers.pop(digest, None)
 
-    async def _load_tokenizer(self, model: str) -> Tokenizer:
+    async def _load_tokenizer(self, model: str, ready: Ready) -> Tokenizer:
         checkpoint = await self._catalogue.fetch(model, self._board.throttled(self._board.publish))
+        # Other nodes may hold all the layers; then nothing but this compares the files here with theirs.
+        check_digest(model, checkpoint.digest, ready.digest, node=self._system.node, driver=ready.driver.node)
         # Tokenizers import mlx-lm, which the compute thread must have done first: see runtime.inference.accelerator.
         await self._compute.run(prepare)
         return await to_thread.run_sync(partial(Tokenizer, checkpoint))

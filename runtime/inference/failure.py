@@ -19,3 +19,23 @@ def as_fault(error: Exception, work: str) -> RuntimeFault:
         logger.opt(exception=error).error("{} failed", work)
     text = " ".join(str(error).split())
     return ModelError(f"{work} failed: {type(error).__name__}{': ' + text if text else ''}")
+
+
+def check_digest(model: str, found: str, expected: str, *, node: str, driver: str) -> None:
+    """Refuse a model of the same name that is another one: its tokens and its numbers would mean something else.
+
+    Args:
+        found: the digest of the files on ``node``.
+        expected: the digest of those on ``driver``, the node that drives the model.
+
+    Raises:
+        ModelError: they differ.
+    """
+    if found == expected:
+        return
+    if node == driver:
+        raise ModelError(f"the files of {model} have changed since it was loaded; unload it, and ask again")
+    raise ModelError(
+        f"node {node} has other files for {model} than {driver} "
+        f"(digest {found[:12]} and not {expected[:12]}); give both the same model"
+    )

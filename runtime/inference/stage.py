@@ -14,7 +14,7 @@ from runtime.errors import ActorStopped, ModelError, ModelNotFound, RuntimeFault
 from runtime.inference.accelerator import prepare
 from runtime.inference.catalogue import Catalogue
 from runtime.inference.compute import Collect, ComputeThread
-from runtime.inference.failure import as_fault
+from runtime.inference.failure import as_fault, check_digest
 from runtime.inference.progress import ProgressBoard
 from runtime.inference.protocol import (
     CloseSequence,
@@ -101,11 +101,7 @@ class StageHost(Actor):
                 f"node {self.context.node} is to hold layers {order.span} of {order.model} and does not find it "
                 f"({fault.message}); give every node the same models"
             ) from fault
-        if checkpoint.digest != order.digest:
-            raise ModelError(
-                f"node {self.context.node} has other files for {order.model} than {order.driver.node} "
-                f"(digest {checkpoint.digest[:12]} and not {order.digest[:12]}); give both the same model"
-            )
+        check_digest(order.model, checkpoint.digest, order.digest, node=self.context.node, driver=order.driver.node)
         return checkpoint
 
     def _reporter(self, order: OpenStage) -> Progress:

@@ -629,7 +629,23 @@ async def test_a_tokenizer_that_cannot_be_loaded_is_tried_again(tmp_path: Path) 
         with pytest.raises(ModelError, match="tokenizer"):
             await events(a, request())
         (folder / "tokenizer.json").write_bytes(good)
+        with pytest.raises(ModelError, match="the files of tiny have changed since it was loaded; unload it"):
+            await events(a, request())
+        await a.engine.unload("tiny")
         assert len(await tokens(a, request())) == 16
+
+
+async def test_a_node_with_other_files_does_not_turn_anothers_tokens_into_text(tmp_path: Path, tiny: Path) -> None:
+    class Alone(PlacementPolicy):
+        def plan(self, request: PlacementRequest) -> Plan:
+            return Plan((StagePlan("a", LayerSpan(0, request.layers, request.layers), 1 << 20),), "only a")
+
+    async with serving("a", "b", folders={"tiny": tiny}, policy=Alone()) as (a, b):
+        b.source.folders = {"tiny": tiny_llama(tmp_path / "changed", seed=3, vocab=400)}
+        assert len(await tokens(a, request())) == 16
+        with pytest.raises(ModelError, match=r"node b has other files for tiny than a \(digest"):
+            await events(b, request())
+        assert b.stages() == []
 
 
 async def test_only_the_last_tokenizers_are_kept(tmp_path: Path) -> None:
