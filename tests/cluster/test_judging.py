@@ -31,10 +31,8 @@ def _sees(node: ClusterNode, expected: dict[str, PeerState]) -> bool:
 
 
 def fall_silent(node: ClusterNode, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the process that a node stands for stop: its connections stay open, and nothing comes."""
-    monkeypatch.setattr(node.membership, "tick", lambda now: None)
-    monkeypatch.setattr(node.membership, "take", lambda message: None)
-    monkeypatch.setattr(node.registry, "_tell", lambda nodes: None)
+    """Let nothing that a node says leave it, though its connections stay open."""
+    monkeypatch.setattr(node.network, "send", lambda node, signal, lane: None)
 
 
 def become_deaf_to(node: ClusterNode, other: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,14 +43,16 @@ def become_deaf_to(node: ClusterNode, other: str, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("mode", ["mesh", "swim"])
-async def test_a_silent_node_is_down_at_every_other_after_one_suspicion_with_who_was_asked(
+async def test_a_silent_node_is_down_at_every_other_after_one_suspicion_and_used_again_when_it_speaks(
     mode: membership.Mode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with cluster("a", "b", "c", "d", mode=mode) as nodes:
         await whole(nodes)
-        fall_silent(nodes[3], monkeypatch)
+        with monkeypatch.context() as patch:
+            fall_silent(nodes[3], patch)
+            for node in nodes[:3]:
+                await eventually(partial(_is_down, node, "d"))
         for node in nodes[:3]:
-            await eventually(partial(_is_down, node, "d"))
             told = [info for info in node.changes if info.name == "d"]
             down = next(i for i, info in enumerate(told) if info.state is DOWN)
             assert [info.state for info in told[: down + 1]] in ([UP, SUSPECT, DOWN], [UP, DOWN])
@@ -62,6 +62,8 @@ async def test_a_silent_node_is_down_at_every_other_after_one_suspicion_with_who
             reason = next(info.reason for info in nodes[0].changes if info.state is DOWN) or ""
             assert reason.startswith("no sign of life for ")
             assert reason.endswith("; b, c could not reach it either")
+        # It speaks again: it is used again, with a new session.
+        await whole(nodes)
 
 
 def _is_down(node: ClusterNode, other: str) -> bool:
