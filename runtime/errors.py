@@ -14,7 +14,8 @@ RuntimeFault
 │   └── ModelNotFound           no source knows this model
 ├── ModelError                  the model was found and cannot be used
 │   ├── CheckpointCorrupt       its files are damaged or lie about their contents
-│   └── ModelUnsupported        its architecture is not one a family plugin runs
+│   ├── ModelUnsupported        its architecture is not one a family plugin runs
+│   └── ModelInUse              it is not unloaded, because it is wanted again
 ├── PlacementRefused            no plan fits the nodes there are
 ├── Overloaded                  a bounded queue is full; try again later
 ├── ActorError
@@ -140,6 +141,13 @@ class ModelUnsupported(ModelError):
 
     code = "model_unsupported"
     http_status = 400
+
+
+class ModelInUse(ModelError):
+    """The model is not unloaded, because somebody asked for it again."""
+
+    code = "model_in_use"
+    http_status = 409
 
 
 class PlacementRefused(RuntimeFault):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 import traceback
 from collections.abc import Collection
@@ -22,10 +23,15 @@ if TYPE_CHECKING:
 
 __all__ = ["logger", "set_up_logging"]
 
-_CHATTY = ("httpx", "httpcore", "websockets", "huggingface_hub", "filelock", "urllib3", "asyncio", "fsspec")
+_CHATTY = (
+    "httpx", "httpcore", "httpx2", "httpcore2", "websockets", "huggingface_hub", "filelock", "urllib3", "asyncio",
+    "fsspec",
+)  # fmt: skip
 """Libraries whose ``info`` is our ``debug``."""
 
 MASK = "********"
+_USERINFO = re.compile(r"(?<=://)[^\s/?#@\"'<>]+@")
+"""What is before the host of a URL: names and passwords (RFC 3986, 3.2.1)."""
 
 
 def set_up_logging(
@@ -51,6 +57,7 @@ def set_up_logging(
         text = render_json(message.record) if json_lines else render_text(message.record)
         for secret in hidden:
             text = text.replace(secret, MASK)
+        text = _USERINFO.sub(f"{MASK}@", text)
         out = stream or sys.stderr
         out.write(text + "\n")
         out.flush()

@@ -33,6 +33,7 @@ from runtime.inference.models import MODELS, Models
 from runtime.inference.placing import Placer, PlacingSettings
 from runtime.inference.progress import ProgressBoard
 from runtime.inference.stage import STAGES, StageHost
+from runtime.inference.telemetry import emit_all
 from runtime.spi import Frontend, ModelFamily, ModelSource, NodeMemory, PeerChanged, Telemetry
 from runtime.spi.hookspecs import PluginContext
 from runtime.spi.loader import PluginRecord, Plugins, Role
@@ -295,8 +296,7 @@ class Node:
         )
 
     def _peer_changed(self, info: NodeInfo) -> None:
-        for sink in self._sinks:
-            sink.emit(PeerChanged(info.name, str(info.state)))
+        emit_all(self._sinks, PeerChanged(info.name, str(info.state)))
 
     async def _warm_up(self) -> None:
         self._accelerator = await self.compute.run(prepare)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from msgspec import structs
+
 from runtime.errors import PlacementRefused
 from runtime.spi import LayerSpan, MemoryEstimate, NodeView, PlacementPolicy, PlacementRequest, Plan, StagePlan
 from runtime.spi.memory import KV_CACHE
@@ -30,17 +32,24 @@ class EvenPlacement(PlacementPolicy):
     def plan(self, request: PlacementRequest) -> Plan:
         """Give each node, in the order they come, the same number of layers, the first ones one more.
 
-        With more nodes than layers the last nodes get none.
+        With more nodes than layers the last nodes get none, and so does a node that runs no model family.
         """
         if not request.nodes:
             raise PlacementRefused(f"{request.model} cannot be placed: no node is up")
+        without = tuple(node.name for node in request.nodes if not node.families)
+        request = structs.replace(request, nodes=tuple(node for node in request.nodes if node.families))
+        if not request.nodes:
+            raise PlacementRefused(
+                f"{request.model} cannot be placed: no model family runs on {', '.join(without)}; "
+                "name one in roles.families of a node"
+            )
         spans = even_spans(request.layers, len(request.nodes))
         stages = [Stage(node, span, request.estimate(span)) for node, span in zip(request.nodes, spans, strict=False)]
         if any(stage.deficit > 0 for stage in stages):
             raise PlacementRefused(_refusal(request, stages))
         return Plan(
             stages=tuple(StagePlan(node=stage.node.name, span=stage.span, bytes=stage.need.total) for stage in stages),
-            reason=_reason(request, stages),
+            reason=_reason(request, stages, without),
         )
 
 
@@ -57,11 +66,12 @@ def even_spans(layers: int, nodes: int) -> list[LayerSpan]:
     return spans
 
 
-def _reason(request: PlacementRequest, stages: list[Stage]) -> str:
+def _reason(request: PlacementRequest, stages: list[Stage], without: tuple[str, ...]) -> str:
     split = ", ".join(f"{stage.node.name} {len(stage.span)}" for stage in stages)
     idle = [node.name for node in request.nodes[len(stages) :]]
     rest = f"; no layers are left for {', '.join(idle)}" if idle else ""
-    return f"{request.layers} layers split evenly: {split}{rest}"
+    unable = f"; no model family runs on {', '.join(without)}" if without else ""
+    return f"{request.layers} layers split evenly: {split}{rest}{unable}"
 
 
 def _refusal(request: PlacementRequest, stages: list[Stage]) -> str:

@@ -8,10 +8,12 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, BeforeValidator, Field
 
 from runtime.errors import InvalidRequest, UnsupportedParameter
-from runtime.spi.body import StrictBody
+from runtime.spi.body import MODEL_NAME_CHARACTERS, MOST_ENTRIES, StrictBody
 from runtime_ollama.duration import parse_duration
 
 MAX_TOP_LOGPROBS = 20
+MOST_STOPS = 256
+"""Ollama sets no limit; every piece of text is looked through for each."""
 LONGEST_SECONDS = 2**63 / 1e9
 """Go counts nanoseconds in 64 bits."""
 
@@ -32,6 +34,8 @@ def _stop(value: Any) -> Any:
     stops = [value] if isinstance(value, str) else value
     if stops is not None and (not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops)):
         raise ValueError("must be a string or a list of strings")
+    if stops is not None and len(stops) > MOST_STOPS:
+        raise ValueError(f"has {len(stops)} entries, and {MOST_STOPS} are the most")
     return stops
 
 
@@ -88,7 +92,7 @@ class Options(StrictBody):
 class GenerationBody(StrictBody):
     """What a chat and a generation share."""
 
-    model: str = Field(min_length=1)
+    model: str = Field(min_length=1, max_length=MODEL_NAME_CHARACTERS)
     stream: bool | None = None
     options: Options | None = None
     keep_alive: KeepAlive = None
@@ -123,7 +127,7 @@ class Message(StrictBody):
 class ChatBody(GenerationBody):
     """``POST /api/chat``."""
 
-    messages: list[Message] | None = None
+    messages: list[Message] | None = Field(None, max_length=MOST_ENTRIES, fail_fast=True)
     tools: Any = None
 
 
@@ -147,7 +151,7 @@ class GenerateBody(GenerationBody):
 class ShowBody(StrictBody):
     """``POST /api/show``. ``name`` is how older clients say ``model``."""
 
-    model: str = Field(min_length=1, validation_alias=AliasChoices("model", "name"))
+    model: str = Field(min_length=1, max_length=MODEL_NAME_CHARACTERS, validation_alias=AliasChoices("model", "name"))
     verbose: bool | None = None
     """Would add the tokenizer's tables, which are not part of the answer here."""
 

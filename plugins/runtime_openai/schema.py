@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, FailFast, Field
 
 from runtime.errors import InvalidRequest, UnsupportedParameter
-from runtime.spi.body import StrictBody
+from runtime.spi.body import MODEL_NAME_CHARACTERS, MOST_ENTRIES, StrictBody
 
 MAX_CHOICES = 16
 """Generations for one request, over all its prompts."""
@@ -47,7 +47,8 @@ def _content(value: Any) -> Any:
             raise ValueError('has a part without a "type"')
         if kind != "text":
             raise UnsupportedParameter(
-                f'content parts of type "{kind}" are not supported; this server takes text only', param="messages"
+                f'content parts of type "{str(kind)[:60]}" are not supported; this server takes text only',
+                param="messages",
             )
         if not isinstance(part.get("text"), str):
             raise ValueError('has a part of type "text" without a string as its "text"')  # noqa: TRY004 - pydantic reports ValueErrors only
@@ -95,7 +96,7 @@ def _logit_bias(value: Any) -> Any:
 Stops = Annotated[list[str] | None, BeforeValidator(_stop)]
 Biases = Annotated[dict[int, float] | None, BeforeValidator(_logit_bias)]
 Content = Annotated[str | None, BeforeValidator(_content)]
-Prompts = Annotated[list[str | list[int]], BeforeValidator(_prompt)]
+Prompts = Annotated[list[str | list[int]], FailFast(), BeforeValidator(_prompt)]
 
 
 class StreamOptions(StrictBody):
@@ -126,7 +127,7 @@ class Message(StrictBody):
 class GenerationBody(StrictBody):
     """What both kinds of completion share."""
 
-    model: str = Field(min_length=1)
+    model: str = Field(min_length=1, max_length=MODEL_NAME_CHARACTERS)
     max_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
@@ -160,7 +161,7 @@ class GenerationBody(StrictBody):
 class ChatBody(GenerationBody):
     """``POST /v1/chat/completions``."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1, max_length=MOST_ENTRIES, fail_fast=True)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING
+import threading
+import time
+import traceback
+from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
 from runtime.cli.options import ConfigFiles, Overrides, effective_config
+from runtime.errors import RuntimeFault
 
 if TYPE_CHECKING:
     from runtime.config.load import Config
     from runtime.http.listener import Listener
     from runtime.node import Node
     from runtime.spi.loader import Plugins
+
+THREAD_SECONDS = 1.0
+"""How long the threads of a node that has stopped may take to end."""
+SIGNAL_SECONDS = 0.5
+"""Signals this close together are one: a terminal, a supervisor and ``timeout`` may each send it."""
 
 
 def start(config: ConfigFiles = None, overrides: Overrides = None) -> None:
@@ -37,13 +46,38 @@ def start(config: ConfigFiles = None, overrides: Overrides = None) -> None:
 
     with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
         failure, abandoned = runner.run(_serve(settings, plugins))
+    if abandoned or _busy_threads():
+        _leave(failure)
     if failure is not None:
         raise failure
-    if abandoned:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        # Nothing is left to be tidied up, and what an interpreter does at its end would abort in MLX's thread.
-        os._exit(0)
+
+
+def _busy_threads() -> list[str]:
+    """Name the threads that an interpreter would wait for at its end, once those that are ending have ended.
+
+    They are in plugins' calls that nobody can interrupt: a download, or a conversion.
+    """
+    deadline = time.monotonic() + THREAD_SECONDS
+    others = [thread for thread in threading.enumerate() if thread is not threading.main_thread() and not thread.daemon]
+    for thread in others:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    return [thread.name for thread in others if thread.is_alive()]
+
+
+def _leave(failure: Exception | None) -> NoReturn:
+    """End the process at once, and tell a failure as :func:`runtime.cli.main` would.
+
+    Nothing is left to be tidied up. What an interpreter does at its end would abort in MLX's thread, and wait for the
+    others for as long as they like.
+    """
+    if isinstance(failure, RuntimeFault):
+        for line in str(failure).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+    elif failure is not None:
+        traceback.print_exception(failure)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0 if failure is None else 1)
 
 
 async def _serve(config: Config, plugins: Plugins) -> tuple[Exception | None, bool]:
@@ -61,8 +95,21 @@ async def _serve(config: Config, plugins: Plugins) -> tuple[Exception | None, bo
         stop.set()
 
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
+    numbers = (signal.SIGINT, signal.SIGTERM)
+
+    def end_at_next() -> None:
+        # The system's own action needs neither this loop nor the interpreter, whatever holds them up.
+        for number in numbers:
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)
+
+    def stop_once() -> None:
+        if not stop.is_set():
+            loop.call_later(SIGNAL_SECONDS, end_at_next)
+        stop.set()
+
+    for number in numbers:
+        loop.add_signal_handler(number, stop_once)
     async with run_node(config, plugins, fail) as (node, listener):
         _greet(node, listener)
         await stop.wait()

@@ -52,6 +52,7 @@ __all__ = [
 ]
 
 DEFAULT_ORIGIN = "default"
+MASK = "********"
 _log = logging.getLogger(__name__)
 
 
@@ -101,15 +102,21 @@ def _rows(section: BaseModel, path: KeyPath, origins: Mapping[KeyPath, str]) -> 
     values: dict[str, tuple[Any, FieldInfo | None]] = {
         info.alias or name: (getattr(section, name), info) for name, info in type(section).model_fields.items()
     }
-    values |= {name: (value, None) for name, value in (section.model_extra or {}).items()}
+    # Nobody can say which of these are secrets, so all of them are.
+    values |= {name: (_masked(value), None) for name, value in (section.model_extra or {}).items()}
     for key, (value, info) in values.items():
         here = (*path, key)
         if isinstance(value, BaseModel) and (info is None or not is_secret(info)):
             yield from _rows(value, here, origins)
             continue
         if value is not None and info is not None and is_secret(info):
-            value = "********"
+            value = MASK
         yield ConfigRow(".".join(here), _plain(value), origins.get(here, DEFAULT_ORIGIN))
+
+
+def _masked(value: Any) -> Any:
+    """Hide every value in a tree whose keys mean nothing to us, and leave its shape."""
+    return {key: _masked(each) for key, each in value.items()} if isinstance(value, dict) else MASK
 
 
 def _secrets(value: Any) -> Iterator[str]:
@@ -117,14 +124,28 @@ def _secrets(value: Any) -> Iterator[str]:
         case SecretStr():
             yield value.get_secret_value()
         case BaseModel():
-            for _, each in value:
-                yield from _secrets(each)
+            for name, each in value:
+                if name not in (value.model_extra or {}):
+                    yield from _secrets(each)
+            yield from (text for text in _texts(value.model_extra) if len(text) >= SHORTEST_KEY)
         case dict():
             for each in value.values():
                 yield from _secrets(each)
         case list() | tuple() | set() | frozenset():
             for each in value:
                 yield from _secrets(each)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    match value:
+        case str():
+            yield value
+        case dict():
+            for each in value.values():
+                yield from _texts(each)
+        case list():
+            for each in value:
+                yield from _texts(each)
 
 
 def _plain(value: Any) -> Any:

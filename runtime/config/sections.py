@@ -12,6 +12,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ByteSize, ConfigDict, Field, SecretStr, field_validator
 
+from runtime.spi.engine import LONGEST_KEEP_ALIVE
 from runtime.spi.loader import Role
 
 
@@ -165,7 +166,7 @@ class ModelsSection(Section):
     default: str = Field(default="smollm2:135m", min_length=1)
     path: tuple[Path, ...] = ()
     """Folders whose sub-folders are models."""
-    keep_alive: float = Field(default=300, allow_inf_nan=False)
+    keep_alive: float = Field(default=300, le=LONGEST_KEEP_ALIVE, allow_inf_nan=False)
     """Seconds that an idle model stays loaded; below zero, for ever."""
     context: int | None = Field(default=None, ge=1)
     """Longest sequence in tokens; none takes the model's own limit."""

@@ -14,7 +14,8 @@ from pydantic import Field
 from runtime.actors import ActorInfo
 from runtime.http.dialect import kernel_error_body
 from runtime.spi import Download, Engine, ModelCard
-from runtime.spi.body import StrictBody, read_body
+from runtime.spi.body import MODEL_NAME_CHARACTERS, StrictBody, read_body
+from runtime.spi.engine import LONGEST_KEEP_ALIVE
 from runtime.spi.streaming import Stream, Write
 
 PREFIX = "/runtime/v1"
@@ -101,15 +102,15 @@ class Inspector(Protocol):
 class LoadBody(StrictBody):
     """What to load."""
 
-    model: str = Field(min_length=1)
-    keep_alive: float | None = None
+    model: str = Field(min_length=1, max_length=MODEL_NAME_CHARACTERS)
+    keep_alive: float | None = Field(None, le=LONGEST_KEEP_ALIVE)
     """Seconds; negative is for ever."""
 
 
 class UnloadBody(StrictBody):
     """What to let go of."""
 
-    model: str = Field(min_length=1)
+    model: str = Field(min_length=1, max_length=MODEL_NAME_CHARACTERS)
 
 
 class Done(msgspec.Struct, frozen=True):

@@ -6,6 +6,9 @@ mlx-lm's compiled samplers bind the random state of the thread that imports them
 from __future__ import annotations
 
 import functools
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import msgspec
 
@@ -28,21 +31,37 @@ def prepare() -> Accelerator:
 
     Whoever is first to need MLX on the compute thread calls this, because it must come before any other import of it.
     """
-    import resource
-
     blas = load_blas()
     import mlx.core as mx
 
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    # mlx-lm 0.32 sets the process's limits on open files to 2048 and 4096 when mlx_lm.utils is imported. The hard
-    # one cannot be raised again; the soft one is given back as far as that allows, because a node needs its sockets.
-    import mlx_lm.sample_utils
-    import mlx_lm.utils  # noqa: F401 - imported for the thread they bind to, see above
+    with _limits_kept():
+        import mlx_lm.sample_utils
+        import mlx_lm.utils  # noqa: F401 - imported for the thread they bind to, see above
 
-    lowered, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(lowered, min(soft, hard)), hard))
     on_gpu = mx.default_device() == mx.gpu
     backend = "cpu" if not on_gpu else "metal" if mx.metal.is_available() else "cuda"
     if on_gpu and (limit := mx.device_info().get("max_recommended_working_set_size")) is not None:
         mx.set_wired_limit(int(limit))
     return Accelerator(backend, str(mx.device_info().get("device_name", backend)), blas)
+
+
+@contextmanager
+def _limits_kept() -> Iterator[None]:
+    """Let no import lower this process's limits, or fail because they cannot be raised.
+
+    mlx-lm 0.32 calls ``setrlimit(RLIMIT_NOFILE, (2048, 4096))`` when mlx_lm.utils is imported. That fails under
+    a hard limit below 4096, and otherwise lowers one that cannot be raised again; a node needs its sockets.
+    """
+    setrlimit = resource.setrlimit
+
+    def raise_soft(limit: int, wanted: tuple[int, int]) -> None:
+        soft, hard = resource.getrlimit(limit)
+        enough = wanted[0] if hard == resource.RLIM_INFINITY else min(wanted[0], hard)
+        if soft != resource.RLIM_INFINITY and soft < enough:
+            setrlimit(limit, (enough, hard))
+
+    resource.setrlimit = raise_soft
+    try:
+        yield
+    finally:
+        resource.setrlimit = setrlimit

@@ -19,7 +19,7 @@ from loguru import logger
 
 from runtime.actors import Actor, ActorRef, Down, Message, ReplyTo
 from runtime.cluster import ServedModel, ServedStage, ServedState
-from runtime.errors import ActorStopped, Overloaded, PeerUnreachable, RuntimeFault
+from runtime.errors import ActorStopped, ModelInUse, Overloaded, PeerUnreachable, RuntimeFault
 from runtime.inference.failure import as_fault
 from runtime.inference.placing import Placed, Placer
 from runtime.inference.progress import ProgressBoard
@@ -30,6 +30,7 @@ from runtime.inference.protocol import (
     ConnectStage,
     Done,
     LoadProgress,
+    NoSubmit,
     OpenSequence,
     Prefilled,
     Ready,
@@ -48,8 +49,8 @@ from runtime.spi import Download
 ANSWER_SECONDS = 30.0
 """How long a stage may take to answer a request that needs no computing."""
 SUBMIT_SECONDS = 30.0
-"""How long an idle model stays for a caller that was told it is ready and has yet to submit, however short the
-configured or requested time is: a request with ``keep_alive`` 0 must not find the model gone before it runs."""
+"""How long an idle model stays for a caller that was told it is ready and has yet to submit, whatever else says that
+it may go: neither ``keep_alive`` 0 nor another client's unload may take the model away from a request."""
 PENALTY_TOKENS = 4096
 """Prompt tokens that are sent to the last stage for penalties to look back on."""
 
@@ -123,6 +124,8 @@ class Driver(Actor):
                 )
             case AwaitReady(keep_alive):
                 return self._on_await_ready(keep_alive)
+            case NoSubmit():
+                self._expect_one_less()
             case Unload():
                 self._on_unload()
             case Down(ref, reason):
@@ -181,33 +184,34 @@ class Driver(Actor):
         )
 
     async def _expire(self) -> None:
-        """Unload the model when nobody has asked for it for long enough."""
+        """End when nobody has asked for the model for long enough, or an unload waits for nobody any more."""
         while (left := self._seconds_left()) > 0:
             self._touched = anyio.Event()
             with anyio.move_on_after(left):
                 await self._touched.wait()
-        logger.info("unloading {}: nobody asked for it for {:g} s", self._model, self._keep_alive)
+        reason = "as asked" if self._unloading else f"nobody asked for it for {self._keep_alive:g} s"
+        logger.info("unloading {}: {}", self._model, reason)
         self.context.stop_self()
 
     def _seconds_left(self) -> float:
-        if self._keep_alive < 0 or self._sessions:
+        if self._sessions or (self._keep_alive < 0 and not self._unloading):
             return float("inf")
         now = time.time()
         while self._expected and self._expected[0] <= now:
             self._expected.popleft()
-        return max(0.0, self._used + self._keep_alive - now, *(until - now for until in self._expected))
+        kept = 0.0 if self._unloading else self._used + self._keep_alive - now
+        return max(0.0, kept, *(until - now for until in self._expected))
 
     def _touch(self) -> None:
         self._used = time.time()
         self._touched.set()
-        if not self._unloading:  # else the next driver of the model may have its entry there by now
+        if self._scheduler is not None:  # else this is the end, and the model's next driver may have its entry there
             self._announce()
 
     # -- sessions ---------------------------------------------------------------------------------------------------
 
     def _on_await_ready(self, keep_alive: float | None) -> Message | None:
-        if self._unloading:
-            raise ActorStopped(f"the model {self._model} is being unloaded; ask again")
+        self._take_unload_back()
         self._keep_alive = self._limits.keep_alive if keep_alive is None else keep_alive
         if self._placed is None:
             self._waiting.append(self.context.reply_later())
@@ -217,15 +221,14 @@ class Driver(Actor):
 
     def _on_submit(self, request: Submit) -> Submitted:
         scheduler = self._scheduler
-        if scheduler is None or self._unloading:
+        if scheduler is None:
             raise ActorStopped(f"the model {self._model} is not being served; ask again to load it")
         if scheduler.is_full():
             raise Overloaded(
                 f"{scheduler.load} generations with {self._model} are running and waiting, and no more are queued; "
                 "try again later"
             )
-        if self._expected:
-            self._expected.popleft()
+        self._expect_one_less()
         sequence = next(self._ids)
         self._sessions[sequence] = request.session
         self._submits[sequence] = request
@@ -234,6 +237,11 @@ class Driver(Actor):
         self._touch()
         self._admit()
         return Submitted(sequence)
+
+    def _expect_one_less(self) -> None:
+        if self._expected:
+            self._expected.popleft()
+        self._touched.set()
 
     def _admit(self) -> None:
         if self._scheduler is not None:
@@ -296,7 +304,6 @@ class Driver(Actor):
                     logger.debug("{} is not told that sequence {} is closed: {}", stage, sequence, fault)
         self._admit()
         self._touch()
-        self._end_if_unloaded()
 
     def _fail(self, sequence: int, fault: RuntimeFault) -> None:
         self._tell_session(sequence, SequenceFailed(fault.code, fault.message))
@@ -333,15 +340,19 @@ class Driver(Actor):
                 self._close(sequence)
 
     def _on_unload(self) -> None:
-        first = not self._unloading
         self._unloading.append(self.context.reply_later())
-        if first:
-            self._announce()
-        self._end_if_unloaded()
+        self._touch()
 
-    def _end_if_unloaded(self) -> None:
-        if self._unloading and not self._sessions:
-            self.context.stop_self()
+    def _take_unload_back(self) -> None:
+        """Stay, because the model is wanted again: a second copy beside one that still generates may not fit."""
+        unloading, self._unloading = self._unloading, []
+        for reply in unloading:
+            reply.fail(
+                ModelInUse(
+                    f"the model {self._model} was asked for again before its generations were done, so it stays; "
+                    "unload it again when it is not in use"
+                )
+            )
 
     # -- what others see --------------------------------------------------------------------------------------------
 

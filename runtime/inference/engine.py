@@ -10,6 +10,7 @@ from functools import partial
 
 from anyio import to_thread
 from loguru import logger
+from msgspec.structs import replace
 
 from runtime.actors import ActorRef, ActorSystem, Restart
 from runtime.cluster import ServedModel
@@ -21,10 +22,11 @@ from runtime.inference.failure import check_digest
 from runtime.inference.models import MODELS
 from runtime.inference.progress import ProgressBoard
 from runtime.inference.prompt import Tokenizer
-from runtime.inference.protocol import EnsureModel, Ready, Unload
+from runtime.inference.protocol import EnsureModel, NoSubmit, Ready, Unload
 from runtime.inference.request import check_request, fit_context
-from runtime.inference.session import Outcome, Session, SessionStart
+from runtime.inference.session import NotTaken, Outcome, Session, SessionStart
 from runtime.inference.stage import LOAD_SECONDS
+from runtime.inference.telemetry import emit_all
 from runtime.spi import (
     Engine,
     Finished,
@@ -106,7 +108,7 @@ class RuntimeEngine(Engine):
         """Fetch, place and load a model, or do nothing if it is served."""
         stop = self._board.watch(name, progress) if progress is not None else None
         try:
-            await self._ensure(name, keep_alive)
+            self._let_go(await self._ensure(name, keep_alive))
         finally:
             if stop is not None:
                 stop()
@@ -127,9 +129,13 @@ class RuntimeEngine(Engine):
         check_request(request)
         ready = await self._ensure(request.model, request.keep_alive)
         load_seconds = self._system.now() - began
-        tokenizer = await self._tokenizer(request.model, ready)
-        encoded = await to_thread.run_sync(tokenizer.encode, request.prompt)
-        prompt, max_tokens = fit_context(encoded, request.max_tokens, ready.context, truncate=request.truncate)
+        try:
+            tokenizer = await self._tokenizer(request.model, ready)
+            encoded = await to_thread.run_sync(tokenizer.encode, request.prompt)
+            prompt, max_tokens = fit_context(encoded, request.max_tokens, ready.context, truncate=request.truncate)
+        except BaseException:  # cancelled, too: the driver waits for whoever it told that the model is ready
+            self._let_go(ready)
+            raise
         outbox: asyncio.Queue[Outcome] = asyncio.Queue()
         start = SessionStart(
             request=request,
@@ -140,26 +146,36 @@ class RuntimeEngine(Engine):
             began=began,
             load_seconds=load_seconds,
         )
-        session = self._system.spawn(
-            lambda: Session(start, tokenizer, outbox), f"sessions/{next(self._sessions)}", restart=Restart.TEMPORARY
-        )
+        session = self._start_session(start, tokenizer, outbox)
+        resubmitted = False
         report = _Report(request.model, len(prompt), began)
         try:
             yield Started(len(prompt), load_seconds)
             while True:
                 outcome = await outbox.get()
+                if isinstance(outcome, NotTaken):
+                    if resubmitted:
+                        raise outcome.fault
+                    resubmitted = True
+                    again = await self._ensure(request.model, request.keep_alive)
+                    if again.digest != ready.digest or again.context < len(prompt) + max_tokens:
+                        self._let_go(again)
+                        raise outcome.fault
+                    session = self._start_session(replace(start, driver=again.driver), tokenizer, outbox)
+                    continue
                 if isinstance(outcome, RuntimeFault):
-                    report.reason = "error"
                     raise outcome
                 report.take(outcome, self._system.now())
                 yield outcome
                 if isinstance(outcome, Finished):
                     return
+        except RuntimeFault:
+            report.reason = "error"
+            raise
         finally:
             self._system.stop(session)
             event = report.event(self._system.now())
-            for sink in self._telemetry:
-                sink.emit(event)
+            emit_all(self._telemetry, event)
             logger.bind(model=request.model).info(
                 "generated {} tokens for {} in {:.2f} s ({})",
                 event.completion_tokens,
@@ -167,6 +183,18 @@ class RuntimeEngine(Engine):
                 event.duration,
                 event.reason,
             )
+
+    def _start_session(self, start: SessionStart, tokenizer: Tokenizer, outbox: asyncio.Queue[Outcome]) -> ActorRef:
+        return self._system.spawn(
+            lambda: Session(start, tokenizer, outbox), f"sessions/{next(self._sessions)}", restart=Restart.TEMPORARY
+        )
+
+    def _let_go(self, ready: Ready) -> None:
+        """Tell a driver that what it was readied for does not come."""
+        try:
+            self._system.tell(ready.driver, NoSubmit())
+        except RuntimeFault as fault:
+            logger.debug("{} is not told that nothing is submitted: {}", ready.driver, fault)
 
     async def _ensure(self, name: str, keep_alive: float | None) -> Ready:
         if not name:

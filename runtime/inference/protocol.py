@@ -185,8 +185,15 @@ class AwaitReady(Request[Ready], frozen=True, tag="driver.await_ready"):
     keep_alive: float | None
 
 
+class NoSubmit(Message, frozen=True, tag="driver.no_submit"):
+    """One of those that were told that the model is ready does not submit anything."""
+
+
 class Unload(Request[Done], frozen=True, tag="driver.unload"):
-    """Stop serving once the generations in progress are done."""
+    """Stop serving once the generations in progress, and of those who were told to go ahead, are done.
+
+    It fails with :class:`~runtime.errors.ModelInUse` if somebody asks for the model meanwhile: then it stays.
+    """
 
 
 # -- a node's models, asked by engines and by other nodes -----------------------------------------------------------

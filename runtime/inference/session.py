@@ -34,8 +34,14 @@ class SessionStart(msgspec.Struct, frozen=True):
     load_seconds: float
 
 
-Outcome = Delta | Finished | RuntimeFault
-"""What the reader of a session hears; a fault is the end, as is :class:`~runtime.spi.Finished`."""
+class NotTaken(msgspec.Struct, frozen=True):
+    """The driver was gone before it took the request, which can go to the next one."""
+
+    fault: ActorStopped
+
+
+Outcome = Delta | Finished | RuntimeFault | NotTaken
+"""What the reader of a session hears; a fault is the end, as are :class:`~runtime.spi.Finished` and `NotTaken`."""
 
 
 class Session(Actor):
@@ -80,6 +86,8 @@ class Session(Actor):
                 ),
                 SUBMIT_SECONDS,
             )
+        except ActorStopped as fault:
+            self._end(NotTaken(fault))
         except RuntimeFault as fault:
             self._end(fault)
         else:
@@ -167,7 +175,7 @@ class Session(Actor):
             self._outbox.put_nowait(Delta(text, tuple(self._held)))
             self._held.clear()
 
-    def _end(self, outcome: Finished | RuntimeFault) -> None:
+    def _end(self, outcome: Finished | RuntimeFault | NotTaken) -> None:
         self._ended = True
         self._outbox.put_nowait(outcome)
         self.context.stop_self()

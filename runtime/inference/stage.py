@@ -31,6 +31,7 @@ from runtime.inference.protocol import (
     StepFailed,
 )
 from runtime.inference.reclaim import reclaim
+from runtime.inference.telemetry import emit_all
 from runtime.spi import Checkpoint, Download, ModelFamily, ModelLoaded, ModelUnloaded, Progress, Telemetry
 
 if TYPE_CHECKING:
@@ -184,8 +185,7 @@ class Stage(Actor):
         if not loaded:
             logger.info("gave up loading layers {} of {}", self._order.span, self._order.model)
             return
-        for sink in self._telemetry:
-            sink.emit(ModelUnloaded(self._order.model, len(self._order.span)))
+        emit_all(self._telemetry, ModelUnloaded(self._order.model, len(self._order.span)))
         logger.info("unloaded layers {} of {}", self._order.span, self._order.model)
 
     async def _load(self, reply: ReplyTo) -> None:
@@ -199,8 +199,7 @@ class Stage(Actor):
             self.context.stop_self()
             return
         seconds = self.context.now() - start
-        for sink in self._telemetry:
-            sink.emit(ModelLoaded(order.model, len(order.span), size, seconds))
+        emit_all(self._telemetry, ModelLoaded(order.model, len(order.span), size, seconds))
         logger.info("loaded layers {} of {}: {:.0f} MB in {:.1f} s", order.span, order.model, size / 1e6, seconds)
         reply.answer(StageOpened(self.context.self_ref, size, seconds))
 

@@ -16,7 +16,15 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from runtime.errors import InvalidRequest
 
+MODEL_NAME_CHARACTERS = 512
+"""The longest name of a model that a frontend should take: errors and logs repeat it."""
+MOST_ENTRIES = 4096
+"""The most entries that a frontend should take in a list: messages, prompts."""
+_MOST_ERRORS = 256
+"""Describing one takes pydantic about a kilobyte, and a body has room for a million."""
 _SHOWN_CHARACTERS = 60
+_NAMED_CHARACTERS = 200
+"""How much of a name that a client made up is repeated, or compared with the right ones."""
 
 
 class StrictBody(BaseModel):
@@ -39,6 +47,10 @@ def read_body(model: type[BodyT], body: bytes) -> BodyT:
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
+        if error.error_count() > _MOST_ERRORS:
+            raise InvalidRequest(
+                f"the request body has {error.error_count():,} unknown or wrong fields; send those of this API"
+            ) from None
         # Inputs are JSON values; the URL of pydantic's documentation is no help to an API's client.
         raise explain(error.errors(include_url=False), model) from None
 
@@ -50,7 +62,7 @@ def explain(errors: Sequence[Mapping[str, Any]], model: type[BaseModel] | None =
     """
     first = errors[0]
     location: tuple[str | int, ...] = tuple(first["loc"])
-    path = dotted(location)
+    path = _cut(dotted(location), _NAMED_CHARACTERS)
     match first["type"]:
         case "json_invalid":
             reason = first.get("ctx", {}).get("error", first["msg"])
@@ -58,7 +70,11 @@ def explain(errors: Sequence[Mapping[str, Any]], model: type[BaseModel] | None =
         case "model_type" | "model_attributes_type" if not location:
             return InvalidRequest(f"the request body must be a JSON object, and is {_shown(first['input'])}")
         case "extra_forbidden":
-            near = get_close_matches(str(location[-1]), _fields(model, location[:-1]), n=1) if model else []
+            near = (
+                get_close_matches(str(location[-1])[:_NAMED_CHARACTERS], _fields(model, location[:-1]), n=1)
+                if model
+                else []
+            )
             hint = f'; did you mean "{dotted((*location[:-1], near[0]))}"?' if near else ""
             return InvalidRequest(f'unknown field "{path}"{hint}', param=path)
         case "missing":
@@ -68,8 +84,11 @@ def explain(errors: Sequence[Mapping[str, Any]], model: type[BaseModel] | None =
         case "too_short":
             wanted, found = first["ctx"]["min_length"], first["ctx"]["actual_length"]
             return InvalidRequest(f'"{path}" needs at least {wanted} entry, and has {found}', param=path)
+        case "too_long":
+            return InvalidRequest(f'"{path}" has more than {first["ctx"]["max_length"]} entries', param=path)
         case "value_error":
-            return InvalidRequest(f'"{path}" {first["ctx"]["error"]}', param=path)
+            why = _cut(str(first["ctx"]["error"]), 2 * _NAMED_CHARACTERS)
+            return InvalidRequest(f'"{path}" {why}', param=path)
         case _:
             wanted = str(first["msg"]).removeprefix("Input ")
             return InvalidRequest(f'"{path}" {wanted}, and is {_shown(first["input"])}', param=path)
@@ -84,8 +103,16 @@ def dotted(location: Sequence[str | int]) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=repr)
-    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
+    if isinstance(value, str):
+        # Escaped, a character is up to six; what is cut off need not be written first.
+        value = value[: _SHOWN_CHARACTERS + 1]
+    elif isinstance(value, list):
+        value = value[:_SHOWN_CHARACTERS]
+    return _cut(json.dumps(value, ensure_ascii=False, default=repr), _SHOWN_CHARACTERS)
+
+
+def _cut(text: str, characters: int) -> str:
+    return text if len(text) <= characters else f"{text[:characters]}…"
 
 
 def _fields(model: type[BaseModel], location: Sequence[str | int]) -> list[str]:

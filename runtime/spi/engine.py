@@ -62,6 +62,10 @@ class Sampling(msgspec.Struct, frozen=True):
     """The same seed, prompt and settings give the same text. None draws one."""
 
 
+LONGEST_KEEP_ALIVE = 100 * 365.25 * 86_400
+"""Seconds; a hundred years. Later times than that have no date in every calendar; negative is for ever."""
+
+
 class GenerationRequest(msgspec.Struct, frozen=True):
     """One generation."""
 

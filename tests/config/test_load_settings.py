@@ -328,7 +328,16 @@ def test_a_disabled_plugin_is_not_loaded_and_its_section_is_left_alone(
     file = toml("[plugins.broken]\nenabled = false\ndepth = 3\n")
     rows = {row.key: row.value for row in load(files=[file]).rows()}
     assert rows["plugins.broken.enabled"] is False
-    assert rows["plugins.broken.depth"] == 3
+    assert rows["plugins.broken.depth"] == "********", "nobody can say that it is no secret"
+
+
+def test_the_secrets_of_a_plugin_that_is_not_loaded_are_not_shown(
+    load: Load, site: Path, write_plugin: Any, toml: Callable[..., Path]
+) -> None:
+    write_plugin(site, "broken", "raise RuntimeError('no disk')")
+    config = load(files=[toml('[plugins.broken]\ntoken = "sesame-open"\nnested = {keys = ["sesame-inner"]}\n')])
+    assert "sesame" not in str(config.rows())
+    assert {"sesame-open", "sesame-inner"} <= set(config.secrets())
 
 
 def test_only_who_selects_a_plugin_must_set_what_it_needs(load: Load, site: Path, write_plugin: Any) -> None:

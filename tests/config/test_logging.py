@@ -93,3 +93,22 @@ def test_libraries_are_chatty_only_at_debug() -> None:
     set_up_logging("debug", stream=out)
     logging.getLogger("httpx").info("GET /")
     assert "GET /" in out.getvalue()
+
+
+def test_passwords_in_urls_are_masked_wherever_they_appear() -> None:
+    out = io.StringIO()
+    set_up_logging(stream=out)
+    logger.info("fetching {}", "https://user:p%40ss@hub.example/a@b?c=d@e")
+    logging.getLogger("other").warning("no proxy at http://token@10.0.0.1:3128, said a@b.example")
+    assert "https://********@hub.example/a@b?c=d@e\n" in out.getvalue()
+    assert "http://********@10.0.0.1:3128, said a@b.example\n" in out.getvalue()
+    assert "p%40ss" not in out.getvalue()
+    assert "token" not in out.getvalue()
+
+
+@pytest.mark.parametrize("library", ["httpx", "httpx2", "httpcore2"])
+def test_requests_of_http_libraries_are_told_only_to_who_debugs(library: str) -> None:
+    out = io.StringIO()
+    set_up_logging("info", stream=out)
+    logging.getLogger(library).info("HTTP Request: GET https://hub.example/signed?signature=abc")
+    assert out.getvalue() == ""

@@ -336,3 +336,9 @@ async def test_serving_survives_requests_that_are_not_http(engine: ScriptedEngin
             assert b"400" in await stream.receive()
         async with httpx.AsyncClient() as client:
             assert (await client.get(f"{node.url}/runtime/v1/status")).status_code == 200
+
+
+async def test_a_model_cannot_be_kept_longer_than_dates_go(client: httpx.AsyncClient) -> None:
+    response = await client.post("/runtime/v1/load", json={"model": MODEL, "keep_alive": 1e15})
+    assert response.status_code == 400
+    assert "keep_alive" in response.text

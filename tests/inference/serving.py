@@ -99,7 +99,7 @@ class InferenceNode(ClusterNode):
         self.catalogue = Catalogue({"folders": self.source})
         self.telemetry = Events()
         self.policy = policy or EvenPlacement()
-        sinks = (self.telemetry,)
+        self.sinks: tuple[Telemetry, ...] = (self.telemetry,)
         self.placer = Placer(
             self.system,
             self.catalogue,
@@ -111,10 +111,10 @@ class InferenceNode(ClusterNode):
             ),
         )
         self.engine = RuntimeEngine(
-            self.system, self.catalogue, self.compute, self.board, self.registry.entries, sinks, "tiny"
+            self.system, self.catalogue, self.compute, self.board, self.registry.entries, self.sinks, "tiny"
         )
         families = {"dense": family or DenseFamily()}
-        self.system.spawn(lambda: StageHost(self.catalogue, families, self.compute, self.board, sinks), STAGES)
+        self.system.spawn(lambda: StageHost(self.catalogue, families, self.compute, self.board, self.sinks), STAGES)
         self.system.spawn(lambda: Models(self._driver, self._served_by, self._peers), MODELS)
 
     def _driver(self, model: str) -> Driver:

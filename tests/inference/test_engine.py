@@ -19,6 +19,7 @@ from runtime.errors import (
     ContextExceeded,
     InvalidRequest,
     ModelError,
+    ModelInUse,
     ModelNotFound,
     Overloaded,
     PeerUnreachable,
@@ -47,6 +48,9 @@ from runtime.spi import (
     RequestFinished,
     Sampling,
     StagePlan,
+    Started,
+    Telemetry,
+    TelemetryEvent,
     Text,
     Tokens,
 )
@@ -268,7 +272,7 @@ async def test_stopping_the_node_ends_generations_with_a_fault(tiny: Path) -> No
 # -- loading and letting go -------------------------------------------------------------------------------------------
 
 
-async def test_unloading_waits_for_what_runs_and_refuses_what_comes(tiny: Path) -> None:
+async def test_unloading_waits_for_what_runs(tiny: Path) -> None:
     async with serving("a", folders={"tiny": tiny}) as (a,):
         async with begun(a, request(max_tokens=LONG)) as stream:
             unloading = asyncio.create_task(a.engine.unload("tiny"))
@@ -286,17 +290,97 @@ async def test_unloading_waits_for_what_runs_and_refuses_what_comes(tiny: Path) 
         ]
 
 
-async def test_a_model_that_is_wanted_while_it_is_unloaded_is_placed_anew(tiny: Path) -> None:
+async def test_a_model_that_is_wanted_while_it_is_unloaded_stays_and_is_not_loaded_twice(tiny: Path) -> None:
     async with serving("a", folders={"tiny": tiny}) as (a,):
         async with begun(a, request(max_tokens=LONG)):
+            reserved = a.ledger.memory().reserved
+            (before,) = await a.engine.loaded()
             unloading = asyncio.create_task(a.engine.unload("tiny"))
             await eventually(lambda: a.drivers()[0]._unloading)
             assert len(await tokens(a, request())) == 16
+            assert a.ledger.memory().reserved == reserved
+            (listed,) = await a.engine.loaded()
+            assert (listed.stages, listed.active) == (before.stages, 1)
+            with pytest.raises(ModelInUse, match="asked for again"):
+                await unloading
+        assert len(a.stages()) == len(await a.engine.loaded()) == 1
+        await a.engine.unload("tiny")
+        await eventually(lambda: not a.stages() and not a.ledger.memory().reserved)
+
+
+async def test_an_unload_waits_for_whoever_was_told_that_the_model_is_ready(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving("a", folders={"tiny": tiny}) as (a,):
+        await a.engine.load("tiny")
+        load_tokenizer, told, go_on = a.engine._tokenizer, asyncio.Event(), asyncio.Event()
+
+        async def slowly(*order: Any) -> Any:
+            told.set()
+            await go_on.wait()
+            return await load_tokenizer(*order)
+
+        monkeypatch.setattr(a.engine, "_tokenizer", slowly)
+        (driver,) = a.drivers()
+        generating = asyncio.create_task(tokens(a, request()))
+        await told.wait()
+        unloading = asyncio.create_task(a.engine.unload("tiny"))
+        await eventually(lambda: driver._unloading)
+        go_on.set()
+        assert len(await generating) == 16
         await unloading
-        await eventually(lambda: len(a.stages()) == 1)
-        assert len(await a.engine.loaded()) == 1
-        assert (await a.engine.loaded())[0].active == 0
+        assert sum(isinstance(event, ModelLoaded) for event in a.telemetry.events) == 1
+        await eventually(lambda: not a.stages())
+
+
+async def test_an_unload_does_not_wait_for_those_who_load_or_are_refused(tiny: Path) -> None:
+    async with serving("a", folders={"tiny": tiny}) as (a,):
+        await a.engine.load("tiny")
+        with pytest.raises(InvalidRequest):
+            await events(a, GenerationRequest("tiny", Text(""), sampling=GREEDY))
+        async with asyncio.timeout(10):
+            await a.engine.unload("tiny")
+        await eventually(lambda: not a.stages())
+
+
+async def test_a_request_whose_driver_ended_before_it_was_submitted_goes_to_the_next_one(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving("a", folders={"tiny": tiny}) as (a,):
+        load_tokenizer = a.engine._tokenizer
+        ends = 1
+
+        async def after_the_end(*order: Any) -> Any:
+            nonlocal ends
+            if ends:
+                ends -= 1
+                a.system.stop(a.registry.entries()[0].driver)
+                await eventually(lambda: not a.drivers())
+            return await load_tokenizer(*order)
+
+        monkeypatch.setattr(a.engine, "_tokenizer", after_the_end)
+        heard = await events(a, request())
+        assert [type(event) for event in heard].count(Started) == 1
+        assert isinstance(heard[-1], Finished)
+        assert heard[-1].usage.completion_tokens == 16
+        await eventually(lambda: a.sequences() == 0 and len(a.drivers()) == 1)
+
+
+class BrokenSink(Telemetry):
+    """Fails at every event."""
+
+    def emit(self, event: TelemetryEvent) -> None:
+        raise KeyError(type(event).__name__)
+
+
+async def test_telemetry_that_breaks_harms_neither_requests_nor_stages_nor_other_telemetry(tiny: Path) -> None:
+    async with serving("a", folders={"tiny": tiny}) as (a,):
+        a.sinks = (BrokenSink(), a.telemetry)
+        a.engine._telemetry = a.sinks
         assert len(await tokens(a, request())) == 16
+        await a.engine.unload("tiny")
+        await eventually(lambda: not a.stages())
+        assert [type(event) for event in a.telemetry.events] == [ModelLoaded, RequestFinished, ModelUnloaded]
 
 
 async def test_a_model_that_nobody_wants_is_unloaded(tiny: Path) -> None:

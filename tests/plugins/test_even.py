@@ -16,9 +16,9 @@ from runtime_even.policy import EvenPlacement, even_spans
 MIB = 1 << 20
 
 
-def _node(name: str, mebibytes: int, reserve: int = 0) -> NodeView:
+def _node(name: str, mebibytes: int, reserve: int = 0, families: tuple[str, ...] = ("dense",)) -> NodeView:
     memory = NodeMemory(total=mebibytes * MIB, available=mebibytes * MIB, reserve=reserve * MIB)
-    return NodeView(name=name, memory=memory, backend="cpu")
+    return NodeView(name=name, memory=memory, backend="cpu", families=families)
 
 
 def _per_layer(weights: int, cache: int = 0) -> Callable[[LayerSpan], MemoryEstimate]:
@@ -74,6 +74,14 @@ def test_nodes_without_layers_are_left_out_and_named() -> None:
     plan = EvenPlacement().plan(_request(1, (_node("a", 100), _node("b", 100))))
     assert [stage.node for stage in plan.stages] == ["a"]
     assert "no layers are left for b" in plan.reason
+
+
+def test_nodes_that_run_no_family_are_left_out_and_named() -> None:
+    plan = EvenPlacement().plan(_request(4, (_node("a", 100), _node("b", 100, families=()), _node("c", 100))))
+    assert [(stage.node, str(stage.span)) for stage in plan.stages] == [("a", "0-1 of 4"), ("c", "2-3 of 4")]
+    assert "no model family runs on b" in plan.reason
+    with pytest.raises(PlacementRefused, match="no model family runs on b"):
+        EvenPlacement().plan(_request(4, (_node("b", 100, families=()),)))
 
 
 def test_what_a_node_keeps_for_itself_is_not_given_away() -> None:

@@ -10,10 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from runtime.errors import InvalidRequest
+from runtime.spi.body import read_body
 from runtime_ollama.cards import parameter_size
 from runtime_ollama.duration import expiry, parse_duration, rfc3339
 from runtime_ollama.frontend import OllamaFrontend
 from runtime_ollama.names import tagged
+from runtime_ollama.schema import ChatBody
 from tests.http.scripted import MODEL, ScriptedEngine, serving
 
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -141,3 +144,28 @@ def test_the_greeting_carries_the_key_only_where_one_is_needed() -> None:
     frontend = OllamaFrontend()
     assert "RUNTIME_API_KEY" in frontend.greeting("http://h:1", MODEL, True)
     assert frontend.greeting("http://h:1", MODEL, False).startswith("curl http://h:1/api/chat -d '{")
+
+
+def test_no_time_is_later_than_never() -> None:
+    assert expiry(1e15) == expiry(None)
+
+
+def test_a_long_run_of_digits_is_no_duration_and_costs_nothing() -> None:
+    with pytest.raises(ValueError, match="characters long"):
+        parse_duration("1" * 10**6 + "x")
+
+
+def test_lists_end_somewhere_and_the_first_mistake_in_one_is_enough() -> None:
+    with pytest.raises(InvalidRequest, match=r'^"messages" has more than 4096 entries$'):
+        read_body(
+            ChatBody, b'{"model":"m","messages":[' + b'{"role":"user","content":""},' * 4096 + b'{"role":"user"}]}'
+        )
+    with pytest.raises(InvalidRequest, match=r"^\"messages\[0\]\" "):
+        read_body(ChatBody, b'{"model":"m","messages":[' + b"1," * 2000 + b"1]}")
+    with pytest.raises(InvalidRequest, match=r'^"options.stop" has 257 entries'):
+        read_body(ChatBody, b'{"model":"m","options":{"stop":[' + b'"x",' * 256 + b'"x"]}}')
+
+
+def test_a_model_has_no_name_of_a_page() -> None:
+    with pytest.raises(InvalidRequest, match="512 characters"):
+        read_body(ChatBody, b'{"model":"' + b"m" * 513 + b'"}')

@@ -8,7 +8,10 @@ from typing import Any
 import httpx
 import pytest
 
+from runtime.errors import InvalidRequest
+from runtime.spi.body import read_body
 from runtime_openai.frontend import OpenAIFrontend
+from runtime_openai.schema import ChatBody
 from tests.http.scripted import MODEL, ScriptedEngine, serving
 
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -167,3 +170,17 @@ def test_the_greeting_carries_the_key_only_where_one_is_needed() -> None:
     assert "RUNTIME_API_KEY" not in plain
     assert plain.startswith("curl http://h:1/v1/chat/completions ")
     assert r"it'\''s" in plain
+
+
+def test_lists_end_somewhere_and_the_first_mistake_in_one_is_enough() -> None:
+    with pytest.raises(InvalidRequest, match=r'^"messages" has more than 4096 entries$'):
+        read_body(
+            ChatBody, b'{"model":"m","messages":[' + b'{"role":"user","content":""},' * 4096 + b'{"role":"user"}]}'
+        )
+    with pytest.raises(InvalidRequest, match=r"^\"messages\[0\]\" "):
+        read_body(ChatBody, b'{"model":"m","messages":[' + b"1," * 2000 + b"1]}")
+
+
+def test_a_model_has_no_name_of_a_page() -> None:
+    with pytest.raises(InvalidRequest, match="512 characters"):
+        read_body(ChatBody, b'{"model":"' + b"m" * 513 + b'","messages":[{"role":"user","content":""}]}')

@@ -75,3 +75,16 @@ def test_no_body_raises_anything_but_an_invalid_request(body: bytes) -> None:
     # Anything but an InvalidRequest fails the test.
     with contextlib.suppress(InvalidRequest):
         assert read_body(Outer, body).name
+
+
+def test_what_a_client_made_up_is_not_repeated_at_length() -> None:
+    for body in ({"x" * 10**6: 1}, {"name": ["x" * 10**6] * 2}, {"name": "m", "options": {"x" * 10**6: 1}}):
+        with pytest.raises(InvalidRequest) as caught:
+            read_body(Outer, json.dumps(body).encode())
+        assert len(str(caught.value)) + len(caught.value.param or "") < 1000
+
+
+def test_a_body_of_countless_mistakes_is_told_their_number_and_no_more() -> None:
+    body = json.dumps({f"field{index}": 1 for index in range(1000)}).encode()
+    with pytest.raises(InvalidRequest, match="1,001 unknown or wrong fields"):
+        read_body(Outer, body)
