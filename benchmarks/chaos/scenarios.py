@@ -14,6 +14,8 @@ from runtime.testing.simulation import Conditions, NodeSettings, Saturation, Sim
 NAMES = ("a", "b", "c")
 LOSSY = Conditions(latency=0.001, jitter=0.3, loss=0.05)
 """5 % of packets lost, and up to 300 ms of jitter."""
+LOSS, RETURN = "the loss", "the return"
+"""What a scenario notes when a node is lost, and when it comes back."""
 LONGEST_DETECTION = 30.0
 """Seconds after which a loss counts as not detected at all."""
 
@@ -82,12 +84,12 @@ async def busy(world: Simulation) -> None:
 
 
 async def lose(world: Simulation, how: Callable[[Simulation, str], None]) -> None:
-    """A node is lost for good, and 40 s later comes back."""
+    """A node is lost, and 40 s later comes back."""
     await asyncio.sleep(world.random.uniform(5, 20))
     how(world, "c")
-    world.note("the loss")
+    world.note(LOSS)
     await asyncio.sleep(LONGEST_DETECTION + 10)
-    world.note("the return")
+    world.note(RETURN)
     await world.restart("c")
     await world.whole()
     await asyncio.sleep(10)
@@ -138,8 +140,7 @@ async def play(
 
 
 def _judge(world: Simulation, scenario: str, seed: int, now: float, complaint: str) -> Outcome:
-    times = {line.split(maxsplit=1)[1]: float(line.split()[0]) for line in world.trace.lines if " the " in line}
-    loss, back = times.get("the loss", now), times.get("the return", now)
+    loss, back = world.noted.get(LOSS, now), world.noted.get(RETURN, now)
     lost = [seen for seen in world.transitions if seen.subject == "c" and loss <= seen.at < back]
     returned = [seen for seen in world.transitions if "c" in (seen.subject, seen.observer) and seen.at >= back]
     other = [seen for seen in world.transitions if seen not in lost and seen not in returned]
@@ -153,7 +154,7 @@ def _judge(world: Simulation, scenario: str, seed: int, now: float, complaint: s
         complaint = f"{false[0].observer} called {false[0].subject} down at {false[0].at:.2f} s: {false[0].reason}"
     if most > 1 and not complaint:
         complaint = f"one observer told {most} transitions of one event"
-    events = (scenario in LOSSES) + (back < now)
+    events = (loss < now) + (back < now)
     return Outcome(
         scenario, seed, world.trace.digest(), now, events, len(false), len(suspicions), detections, most, complaint
     )

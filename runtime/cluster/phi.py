@@ -17,7 +17,7 @@ HIGHEST = 300.0
 def phi(silence: float, mean: float, deviation: float) -> float:
     """Return φ of a silence, with the gaps' mean and standard deviation, all in seconds."""
     later = 0.5 * math.erfc((silence - mean) / (deviation * math.sqrt(2)))
-    return min(HIGHEST, -math.log10(later)) if later > 0 else HIGHEST
+    return min(HIGHEST, max(0.0, -math.log10(later))) if later > 0 else HIGHEST
 
 
 class Gaps:

@@ -113,7 +113,7 @@ class Swim(Liveness):
     def pausing(self, seconds: float, now: float) -> Effects:
         """Tell everybody by gossip, and some members at once."""
         self._paused_until = now + seconds
-        self._assert_myself(now)
+        self._assert_myself(now, above=self._incarnation)
         effects = Effects()
         for node in self._others():
             self._ping(node, now, effects)
@@ -228,9 +228,9 @@ class Swim(Liveness):
 
     def _learn(self, update: Update, now: float, effects: Effects) -> None:
         if update.node == self._node:
-            if update.state is not PeerState.UP and update.incarnation >= self._incarnation:
-                self._incarnation = update.incarnation
-                self._assert_myself(now)
+            if update.state is not PeerState.UP:
+                # Who has missed an earlier denial is told that one again.
+                self._assert_myself(now, above=update.incarnation)
             return
         member = self._members.get(update.node)
         if member is None:
@@ -265,9 +265,9 @@ class Swim(Liveness):
         if update.state is not was:
             effects.changes.append(Change(node, update.state, None if update.state is PeerState.UP else reason))
 
-    def _assert_myself(self, now: float) -> None:
-        """Say with a new incarnation that this node is up."""
-        self._incarnation += 1
+    def _assert_myself(self, now: float, above: int) -> None:
+        """Say that this node is up, with an incarnation above this one."""
+        self._incarnation = max(self._incarnation, above + 1)
         pause = max(0.0, self._paused_until - now)
         self._gossip.add(Update(self._node, PeerState.UP, self._incarnation, pause))
 

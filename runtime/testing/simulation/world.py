@@ -57,6 +57,8 @@ class Simulation:
         self.trace = Trace(keep_frames)
         self.transitions: list[Transition] = []
         """Every change that any node's membership has told, in order."""
+        self.noted: dict[str, float] = {}
+        """When the scenario noted each of its own lines, for the last time."""
         self.nodes: dict[str, SimulatedNode] = {}
         """The present life of each node, or its last."""
         self._loop = asyncio.get_running_loop()
@@ -211,6 +213,7 @@ class Simulation:
 
     def note(self, text: str) -> None:
         """Put a line of the scenario's own into the trace."""
+        self.noted[text] = self.now
         self.trace.note(self.now, text)
 
     def downs(self, *, of: Iterable[str] | None = None, since: float = 0.0) -> list[Transition]:
