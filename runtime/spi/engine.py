@@ -241,7 +241,11 @@ class Engine(ABC):
 
     @abstractmethod
     async def unload(self, name: str) -> None:
-        """Let go of a model once its generations are done. Unloading what is not loaded is not an error."""
+        """Let go of a model once its generations are done. Unloading what is not loaded is not an error.
+
+        Raises:
+            ModelInUse: somebody asked for it meanwhile, so it stays.
+        """
 
     @abstractmethod
     def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
