@@ -34,7 +34,8 @@ from runtime.inference.placing import Placer, PlacingSettings
 from runtime.inference.progress import ProgressBoard
 from runtime.inference.stage import STAGES, StageHost
 from runtime.inference.telemetry import emit_all
-from runtime.spi import Frontend, ModelFamily, ModelSource, NodeMemory, PeerChanged, Telemetry
+from runtime.keyless import LoopbackOnly
+from runtime.spi import Discovery, Frontend, ModelFamily, ModelSource, NodeMemory, PeerChanged, Telemetry
 from runtime.spi.hookspecs import PluginContext
 from runtime.spi.loader import PluginRecord, Plugins, Role
 from runtime.wire import DialStatus, Limits, Network, WebSockets
@@ -80,10 +81,11 @@ class Node:
 
         self._last_memory = psutil.virtual_memory()
         self.ledger = Ledger(self.system, self._memory)
+        discovery: Discovery = self._provider("discovery", config.roles.discovery)
         self.membership = Membership(
             self.system,
             self._network,
-            self._provider("discovery", config.roles.discovery),
+            discovery if cluster.key else LoopbackOnly(discovery),
             self._profile,
             self._detector_settings(),
             cluster.membership,

@@ -28,14 +28,18 @@ class FolderSource(ModelSource):
         for path in self._paths:
             for folder in _model_folders(path):
                 name = folder.relative_to(path).as_posix()
-                files = [file.stat() for file in folder.iterdir() if file.is_file()]
+                try:
+                    files = [file.stat() for file in folder.iterdir() if file.is_file()]
+                except OSError:
+                    continue  # it may not be read, or is being deleted
                 listings.setdefault(
                     name,
                     ModelListing(
                         name=name,
                         source=SOURCE,
                         bytes=sum(stat.st_size for stat in files),
-                        modified=max(stat.st_mtime for stat in files),
+                        modified=max((stat.st_mtime for stat in files), default=0.0),
+                        path=folder,
                     ),
                 )
         return list(listings.values())
@@ -64,7 +68,7 @@ class FolderSource(ModelSource):
             return None
         for path in self._paths:
             folder = path.joinpath(*parts)
-            if (folder / "config.json").is_file():
+            if _is_model(folder):
                 return folder
         return None
 
@@ -80,10 +84,17 @@ def _is_path(name: str) -> bool:
 
 def _model_folders(path: Path) -> Iterator[Path]:
     for child in _folders(path):
-        if (child / "config.json").is_file():
+        if _is_model(child):
             yield child
         else:
-            yield from (folder for folder in _folders(child) if (folder / "config.json").is_file())
+            yield from (folder for folder in _folders(child) if _is_model(folder))
+
+
+def _is_model(folder: Path) -> bool:
+    try:
+        return (folder / "config.json").is_file()
+    except OSError:
+        return False  # nobody but its owner may look into it
 
 
 def _folders(path: Path) -> list[Path]:

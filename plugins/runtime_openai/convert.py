@@ -71,6 +71,8 @@ def _sampling(body: GenerationBody) -> Sampling:
         presence_penalty=body.presence_penalty or 0.0,
         frequency_penalty=body.frequency_penalty or 0.0,
         penalty_context=_WHOLE_TEXT,
+        # OpenAI's two penalties are of "tokens sampled so far"; the repetition penalty is an extension.
+        penalize_prompt=False,
         logit_bias=body.logit_bias or {},
         seed=body.seed,
     )

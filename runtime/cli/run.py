@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from typing import TYPE_CHECKING, Annotated, Any
@@ -35,6 +36,8 @@ def run(
         prompt = sys.stdin.read()
     if prompt is not None and not prompt.strip():
         raise InvalidRequest("the prompt is empty; write it after the model's name, or pipe it in")
+    if not math.isfinite(temperature):
+        raise InvalidRequest(f"--temperature is {temperature}; give a number such as 0.7")
     given = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
     options = {name: value for name, value in given.items() if value is not None}
     with connect(url, api_key) as node:

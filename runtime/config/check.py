@@ -163,9 +163,20 @@ class _Fit:
         if str(value).lower() == NONE_WORD and type(None) in parts and SecretStr not in parts:
             yield None
             return
-        for each in [value.parsed(), str(value)] if isinstance(value, Text) else [value]:
+        for each in self.readings(value, parts) if isinstance(value, Text) else [value]:
             plain = _plain(each)
             yield self.rebased(plain) if Path in parts else plain
+
+    def readings(self, value: Text, parts: list[Any]) -> list[Any]:
+        """Return what a text may mean. For a key that wants text it is text, whatever else it looks like.
+
+        Only quotes around it are TOML's: ``--set node.name='"a"'``.
+        """
+        parsed = value.parsed()
+        is_text = (str in parts or SecretStr in parts) and not any(part in parts for part in (bool, int, float))
+        if is_text and not isinstance(parsed, str | list | dict):
+            return [str(value), parsed]
+        return [parsed, str(value)]
 
     def rebased(self, value: Any) -> Any:
         """Make a path, or each of a list, absolute: a file's relative paths start from its folder."""

@@ -308,7 +308,7 @@ def _with_key(config: Config, section: BaseModel, name: str, key: str, problems:
         problems.append(f"{where}: {path} and {name}.{key} are both set; keep one of them")
         return section
     try:
-        text = file.read_text(encoding="utf-8").rstrip("\r\n")
+        text = file.read_text(encoding="utf-8").strip()
         mode = file.stat().st_mode
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not text"

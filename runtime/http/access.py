@@ -22,14 +22,20 @@ OPEN_PATHS = frozenset({"/"})
 
 
 def split_host(value: str) -> str:
-    """Return the name in a ``Host`` header: lower case, without port, brackets or the root's dot."""
+    """Return the name in a ``Host`` header, or in a setting: lower case, without port, brackets or the root's dot.
+
+    An address of IPv6 without brackets, which only settings have, is taken whole.
+    """
     if any(mark in value for mark in "/?#@"):
         return ""
+    if value.count(":") > 1 and _is_address(value):
+        return value.lower()
     try:
         name = urlsplit(f"//{value}").hostname or ""
     except ValueError:
         return ""
-    return name.removesuffix(".")
+    # urlsplit leaves the zone of an address as it is written.
+    return name.removesuffix(".").lower()
 
 
 def is_loopback(host: str) -> bool:
@@ -54,17 +60,17 @@ class AccessPolicy:
     """The node's rules, made once from its settings."""
 
     def __init__(self, settings: HttpSettings) -> None:
-        self._hosts = {split_host(host) for host in settings.allowed_hosts} | {split_host(settings.host)}
+        self._hosts = {_canonical(split_host(host)) for host in (*settings.allowed_hosts, settings.host)}
         self._wildcard = is_wildcard(settings.host)
         if self._wildcard:
             self._hosts.add(socket.gethostname().lower())
-        self._origins = frozenset(origin.rstrip("/").lower() for origin in settings.allowed_origins)
-        self._key = settings.api_key.encode() if settings.api_key else None
+        self._origins = frozenset(normal_origin(origin) for origin in settings.allowed_origins)
+        self._key = settings.api_key.strip().encode() if settings.api_key else None
 
     def check_host(self, value: str | None) -> None:
         """Refuse a ``Host`` that is not ours. A wildcard bind takes any address, for a rebound name is never one."""
         name = split_host(value or "")
-        if is_loopback(name) or name in self._hosts - {""} or (self._wildcard and _is_address(name)):
+        if is_loopback(name) or _canonical(name) in self._hosts - {""} or (self._wildcard and _is_address(name)):
             return
         raise Forbidden(
             f"this node does not go by the host {value!r}; call it by its address, or add that name to "
@@ -79,7 +85,7 @@ class AccessPolicy:
 
     def allows_origin(self, origin: str, host: str | None) -> bool:
         """Whether a web page of ``origin`` may call the node, asked for as ``host``."""
-        origin = origin.lower()
+        origin = normal_origin(origin)
         if origin in self._origins:
             return True
         try:
@@ -97,8 +103,22 @@ class AccessPolicy:
         scheme, _, presented = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not presented.strip():
             raise Unauthorized("this node wants an API key; send it as the header 'Authorization: Bearer <key>'")
-        if not hmac.compare_digest(presented.strip().encode(), self._key):
+        # A header's bytes were read as Latin-1 (ASGI), whatever the client wrote them in.
+        if not hmac.compare_digest(presented.strip().encode("latin-1", "replace"), self._key):
             raise Unauthorized("the API key is wrong; compare it with http.api_key of the node's configuration")
+
+
+def normal_origin(origin: str) -> str:
+    """Return an origin as browsers send it, whether a setting has it with capitals or a slash at its end."""
+    return origin.strip().rstrip("/").lower()
+
+
+def _canonical(name: str) -> str:
+    """Write an address in the one form of all it has (RFC 5952); leave a name as it is."""
+    try:
+        return str(ipaddress.ip_address(name))
+    except ValueError:
+        return name
 
 
 def _is_address(name: str) -> bool:

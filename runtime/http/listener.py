@@ -20,8 +20,10 @@ from runtime.http.access import is_loopback, is_wildcard
 from runtime.http.settings import DEFAULT_PORT, HttpSettings
 
 _BACKLOG = 256
-"""Connections that wait to be accepted. asyncio accepts as many in one go, each a file descriptor before it can be
-counted."""
+"""Connections that wait to be accepted, until the server accepts any."""
+_ACCEPT_SHARE = 4
+"""asyncio accepts as many connections in one go as may wait, some goes before the first can be counted and refused: so
+many that wait are this share of those that may be open."""
 _MOST_CONNECTIONS = 1024
 """Open at once; fewer where the process may not have twice as many files open, for models and peers need some too."""
 _HEAD_SECONDS = 20.0
@@ -140,7 +142,7 @@ async def serve(app: ASGIApp, settings: HttpSettings) -> AsyncIterator[Listener]
             log_level="warning",
             access_log=False,
             server_header=False,
-            backlog=_BACKLOG,
+            backlog=max(1, most_connections() // _ACCEPT_SHARE),
             timeout_graceful_shutdown=settings.shutdown_seconds,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         )

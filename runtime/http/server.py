@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from runtime.errors import InvalidRequest, MethodNotAllowed, NotFound, PluginError, RuntimeFault
-from runtime.http.access import AccessPolicy
+from runtime.http.access import AccessPolicy, normal_origin
 from runtime.http.boundary import Boundary
 from runtime.http.dialect import Dialects
 from runtime.http.guard import Guard
@@ -63,7 +63,7 @@ def create_app(
     app.add_middleware(Boundary, dialects=dialects)
     app.add_middleware(
         CORSMiddleware,
-        allow_origins=list(settings.allowed_origins),
+        allow_origins=[normal_origin(origin) for origin in settings.allowed_origins],
         allow_origin_regex=_LOOPBACK_ORIGIN,
         allow_methods=["*"],
         allow_headers=["*"],

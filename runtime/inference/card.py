@@ -31,6 +31,26 @@ def describe(listing: ModelListing, checkpoint: Checkpoint) -> ModelCard:
     )
 
 
+def undescribed(listing: ModelListing) -> ModelCard:
+    """Return what is known of a model that must be converted before its files can be read: next to nothing."""
+    return ModelCard(
+        name=listing.name,
+        source=listing.source,
+        bytes=listing.bytes,
+        modified=listing.modified,
+        architecture="",
+        parameters=0,
+        quantization="",
+        context=0,
+        layers=0,
+        hidden_size=0,
+        digest="",
+        chat_template=None,
+        license=None,
+        config={},
+    )
+
+
 def _parameters(checkpoint: Checkpoint) -> int:
     """Count weights: packed ones by what they unpack to, their scales and biases not at all."""
     names = checkpoint.tensors

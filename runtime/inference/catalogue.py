@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 from loguru import logger
 
 from runtime.errors import ModelNotFound, RuntimeFault
-from runtime.inference.card import describe
+from runtime.inference.card import describe, undescribed
 from runtime.inference.failure import as_fault
 from runtime.spi import Checkpoint, Download, ModelCard, ModelListing, ModelSource, Progress, read_checkpoint
+
+FETCHES = 4
+"""Models that one source fetches at once. The threads are not those of other work, so that none waits for these."""
+LOOKS = 4
+"""Listings and descriptions made at once."""
+CARDS = 256
+"""Descriptions that are kept."""
+PART_BYTES = 255
+"""Longest name of a file or folder on every system that is served here."""
+NAME_BYTES = 4096
+SHOWN = 80
+"""Characters of an unknown name that are repeated to whoever asked."""
 
 
 class Catalogue:
@@ -23,14 +36,16 @@ class Catalogue:
         self._sources = dict(sources)
         self._fetching: dict[str, asyncio.Task[Checkpoint]] = {}
         self._watching: dict[str, list[Progress]] = {}
-        self._cards: dict[tuple[str, float], ModelCard] = {}
+        self._cards: OrderedDict[ModelListing, ModelCard | RuntimeFault] = OrderedDict()
+        self._fetches = {name: CapacityLimiter(FETCHES) for name in sources}
+        self._looks = CapacityLimiter(LOOKS)
 
     async def listings(self) -> list[ModelListing]:
         """Models on this machine, by name. A source that fails is logged and left out."""
         found: dict[str, ModelListing] = {}
         for name, source in self._sources.items():
             try:
-                for listing in await to_thread.run_sync(source.local):
+                for listing in await to_thread.run_sync(source.local, limiter=self._looks):
                     found.setdefault(listing.name, listing)
             except Exception as error:  # noqa: BLE001 - one source's failure must not hide what the others have
                 logger.warning("source {} cannot list its models: {}", name, as_fault(error, f"listing {name}"))
@@ -82,49 +97,76 @@ class Catalogue:
         for listing in listings:
             if listing.name == name:
                 return await self._card(listing)
-        modified = await to_thread.run_sync(_modified, name)
-        for source_name, source in self._sources.items():
-            # A model that is named by its path need not be listed.
-            if modified is not None and source.claims(name):
-                return await self._card(ModelListing(name, source_name, 0, modified))
+        if _possible(name):
+            for source_name, source in self._sources.items():
+                # A model that is named by its path need not be listed.
+                if source.claims(name):
+                    unlisted = await to_thread.run_sync(_at_path, name, source_name, limiter=self._looks)
+                    if unlisted is not None:
+                        return await self._card(unlisted)
         raise self._unknown(name, [listing.name for listing in listings])
 
     async def _card(self, listing: ModelListing) -> ModelCard:
-        key = (listing.name, listing.modified)
-        if key not in self._cards:
-            if listing.path is not None:
-                checkpoint = await to_thread.run_sync(_read, listing.path)
-            else:
-                checkpoint = await self.fetch(listing.name, lambda progress: None)
-            self._cards[key] = await to_thread.run_sync(describe, listing, checkpoint)
-        return self._cards[key]
+        """Describe a model from what is there: nothing is downloaded or converted for a description."""
+        known = self._cards.pop(listing, None)
+        if known is None:
+            try:
+                known = await to_thread.run_sync(_describe, listing, limiter=self._looks)
+            except Exception as error:  # noqa: BLE001 - one model's files must not hide the others; told by its reason
+                known = as_fault(error, f"describing {listing.name}")
+        self._cards[listing] = known
+        while len(self._cards) > CARDS:
+            self._cards.popitem(last=False)
+        if isinstance(known, RuntimeFault):
+            raise known.with_traceback(None)
+        return known
 
     async def _fetch(self, name: str, watchers: list[Progress]) -> Checkpoint:
         def tell_all(progress: Download) -> None:
             for watcher in list(watchers):
                 watcher(progress)
 
-        for source_name, source in self._sources.items():
+        for source_name, source in self._sources.items() if _possible(name) else ():
             try:
                 if source.claims(name):
-                    path = await to_thread.run_sync(source.fetch, name, tell_all)
-                    return await to_thread.run_sync(_read, path)
+                    limiter = self._fetches[source_name]
+                    path = await to_thread.run_sync(source.fetch, name, tell_all, limiter=limiter)
+                    return await to_thread.run_sync(_read, path, limiter=limiter)
             except Exception as error:
                 raise as_fault(error, f"fetching {name} from source {source_name}") from error
         raise self._unknown(name, [listing.name for listing in await self.listings()])
 
     def _unknown(self, name: str, known: list[str]) -> ModelNotFound:
+        if len(name) > SHOWN:
+            return ModelNotFound(
+                f"there is no model {name[:SHOWN]!r}...; its name is too long to be one", param="model"
+            )
         near = get_close_matches(name, known, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}?" if near else f"this node has {', '.join(known) or 'none'}"
         return ModelNotFound(f"there is no model {name!r}: {hint}", param="model")
 
 
-def _modified(name: str) -> float | None:
-    """Return when the file or folder of that name was changed, in seconds since the epoch; None if there is none."""
+def _possible(name: str) -> bool:
+    """Whether the machine can have a file of that name: sources ask it for one, and it fails instead of saying no."""
+    raw = name.encode(errors="replace")
+    return len(raw) <= NAME_BYTES and b"\0" not in raw and all(len(part) <= PART_BYTES for part in raw.split(b"/"))
+
+
+def _at_path(name: str, source: str) -> ModelListing | None:
+    """Return the model that is at the path ``name``, None if nothing is there."""
     try:
-        return Path(name).expanduser().stat().st_mtime
-    except (OSError, RuntimeError, ValueError):
+        path = Path(name).expanduser()
+        stat = path.stat()
+    except (OSError, RuntimeError, ValueError):  # the second for the home of a user that is not known
         return None
+    if not path.is_dir():
+        return ModelListing(name, source, stat.st_size, stat.st_mtime)
+    # What merely looks like a relative path may be a repository's name.
+    return ModelListing(name, source, 0, stat.st_mtime, path) if name.startswith(("/", ".", "~")) else None
+
+
+def _describe(listing: ModelListing) -> ModelCard:
+    return undescribed(listing) if listing.path is None else describe(listing, _read(listing.path))
 
 
 def _read(path: Path) -> Checkpoint:

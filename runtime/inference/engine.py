@@ -8,7 +8,7 @@ import secrets
 from collections.abc import AsyncGenerator, Callable, Sequence
 from functools import partial
 
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 from loguru import logger
 from msgspec.structs import replace
 
@@ -45,6 +45,8 @@ UNLOAD_SECONDS = 600.0
 """How long an unload waits for generations in progress."""
 TOKENIZERS = 4
 """Tokenizers that are kept in memory, which take some tens of megabytes each."""
+ENCODERS = 4
+"""Threads that turn prompts into tokens, so that they wait for no download and no listing."""
 
 
 class RuntimeEngine(Engine):
@@ -72,6 +74,7 @@ class RuntimeEngine(Engine):
         self._telemetry = telemetry
         self._default_model = default_model
         self._tokenizers: dict[str, asyncio.Task[Tokenizer]] = {}
+        self._encoding = CapacityLimiter(ENCODERS)
         self._sessions = itertools.count(1)
 
     @property
@@ -131,7 +134,7 @@ class RuntimeEngine(Engine):
         load_seconds = self._system.now() - began
         try:
             tokenizer = await self._tokenizer(request.model, ready)
-            encoded = await to_thread.run_sync(tokenizer.encode, request.prompt)
+            encoded = await to_thread.run_sync(tokenizer.encode, request.prompt, limiter=self._encoding)
             prompt, max_tokens = fit_context(encoded, request.max_tokens, ready.context, truncate=request.truncate)
         except BaseException:  # cancelled, too: the driver waits for whoever it told that the model is ready
             self._let_go(ready)
@@ -146,9 +149,9 @@ class RuntimeEngine(Engine):
             began=began,
             load_seconds=load_seconds,
         )
-        session = self._start_session(start, tokenizer, outbox)
-        resubmitted = False
         report = _Report(request.model, len(prompt), began)
+        session = self._start_session(start, tokenizer, outbox, report.count)
+        resubmitted = False
         try:
             yield Started(len(prompt), load_seconds)
             while True:
@@ -161,7 +164,7 @@ class RuntimeEngine(Engine):
                     if again.digest != ready.digest or again.context < len(prompt) + max_tokens:
                         self._let_go(again)
                         raise outcome.fault
-                    session = self._start_session(replace(start, driver=again.driver), tokenizer, outbox)
+                    session = self._start_session(replace(start, driver=again.driver), tokenizer, outbox, report.count)
                     continue
                 if isinstance(outcome, RuntimeFault):
                     raise outcome
@@ -184,9 +187,17 @@ class RuntimeEngine(Engine):
                 event.reason,
             )
 
-    def _start_session(self, start: SessionStart, tokenizer: Tokenizer, outbox: asyncio.Queue[Outcome]) -> ActorRef:
+    def _start_session(
+        self,
+        start: SessionStart,
+        tokenizer: Tokenizer,
+        outbox: asyncio.Queue[Outcome],
+        counted: Callable[[int], None],
+    ) -> ActorRef:
         return self._system.spawn(
-            lambda: Session(start, tokenizer, outbox), f"sessions/{next(self._sessions)}", restart=Restart.TEMPORARY
+            lambda: Session(start, tokenizer, outbox, counted),
+            f"sessions/{next(self._sessions)}",
+            restart=Restart.TEMPORARY,
         )
 
     def _let_go(self, ready: Ready) -> None:
@@ -227,7 +238,7 @@ class RuntimeEngine(Engine):
         check_digest(model, checkpoint.digest, ready.digest, node=self._system.node, driver=ready.driver.node)
         # Tokenizers import mlx-lm, which the compute thread must have done first: see runtime.inference.accelerator.
         await self._compute.run(prepare)
-        return await to_thread.run_sync(partial(Tokenizer, checkpoint))
+        return await to_thread.run_sync(partial(Tokenizer, checkpoint), limiter=self._encoding)
 
 
 class _Report:
@@ -248,6 +259,10 @@ class _Report:
         if isinstance(outcome, Finished):
             self.reason = str(outcome.reason)
             self._completion_tokens = outcome.usage.completion_tokens
+
+    def count(self, tokens: int) -> None:
+        """Take note of how many tokens there are, whether or not there will be an end that says it."""
+        self._completion_tokens = tokens
 
     def event(self, now: float) -> RequestFinished:
         """Return the summary."""

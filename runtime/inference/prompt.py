@@ -10,7 +10,7 @@ from typing import Any
 
 from runtime.errors import InvalidRequest, ModelError
 from runtime.inference.reclaim import trim
-from runtime.inference.text import Detokenizer
+from runtime.inference.text import Detokenizer, KnownTokens
 from runtime.spi import Chat, Checkpoint, Text, Tokens, TokenText
 
 
@@ -37,6 +37,7 @@ class Tokenizer:
         except Exception as error:
             # transformers raises whatever its parsers meet; all of it means that the files cannot be used.
             raise ModelError(f"the tokenizer in {checkpoint.path} cannot be loaded: {error}") from error
+        self._size = len(self._wrapper._tokenizer)
         # Reading a tokenizer's JSON takes many times its size for a moment.
         trim()
 
@@ -82,7 +83,7 @@ class Tokenizer:
             for token in self._wrapper.encode("a", add_special_tokens=False):
                 detokenizer.add_token(token)
             _ = detokenizer.last_segment
-        return detokenizer
+        return KnownTokens(detokenizer, self._size)
 
     def token_text(self, token: int) -> TokenText:
         """Return one token as text and bytes; bytes that are no whole character become the replacement sign."""

@@ -6,6 +6,8 @@ and the position. A sequence that is replayed elsewhere continues with the very 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import mlx.core as mx
 from mlx_lm.sample_utils import make_logits_processors, make_sampler
 
@@ -40,17 +42,24 @@ class TokenSampler:
         penalised = self._window > 0 and (
             sampling.repetition_penalty != 1 or sampling.presence_penalty != 0 or sampling.frequency_penalty != 0
         )
-        self._processors = make_logits_processors(
-            logit_bias={token: bias for token, bias in sampling.logit_bias.items() if token < vocabulary} or None,
-            repetition_penalty=sampling.repetition_penalty if penalised and sampling.repetition_penalty != 1 else None,
-            repetition_context_size=self._window,
+        bias = {token: bias for token, bias in sampling.logit_bias.items() if token < vocabulary}
+        repetition = sampling.repetition_penalty if penalised and sampling.repetition_penalty != 1 else None
+        over_all = make_logits_processors(
+            logit_bias=bias or None, repetition_penalty=repetition, repetition_context_size=self._window
+        )
+        over_counted = make_logits_processors(
             presence_penalty=sampling.presence_penalty if penalised else None,
             presence_context_size=self._window,
             frequency_penalty=sampling.frequency_penalty if penalised else None,
             frequency_context_size=self._window,
         )
-        # Kept for penalties alone: without them nothing evaluates it, and its graph would grow with every token.
-        self._history = mx.array(prompt[-self._window :], dtype=mx.int32) if penalised else None
+        before = prompt if penalised else ()
+        counted = before if sampling.penalize_prompt else ()
+        # A history is kept for penalties alone: nothing else evaluates it, and its graph would grow with every token.
+        self._looking_back = [
+            _LookingBack(over_all, None if repetition is None else _ids(before[-self._window :])),
+            _LookingBack(over_counted, _ids(counted[-self._window :]) if over_counted else None),
+        ]
 
     def __call__(self, logits: mx.array, position: int) -> tuple[mx.array, mx.array | None, mx.array | None]:
         """Choose the token after ``position`` tokens.
@@ -63,18 +72,34 @@ class TokenSampler:
             The token (1,), and if log-probabilities are wanted those of the token and of the likeliest ones:
             (1,) and pairs of id and value (2, count), all float32 but the token.
         """
-        for process in self._processors:
-            logits = process(self._history, logits)
+        for back in self._looking_back:
+            for process in back.processors:
+                logits = process(back.history, logits)
         scores = logits - mx.logsumexp(logits, keepdims=True)
         if not self._greedy:
             mx.random.seed(_key(self._seed, position))
         token: mx.array = self._sample(scores)
-        if self._history is not None:
-            self._history = mx.concatenate([self._history, token.astype(mx.int32)])[-self._window :]
+        for back in self._looking_back:
+            if back.history is not None:
+                back.history = mx.concatenate([back.history, token.astype(mx.int32)])[-self._window :]
         if self._logprobs is None:
             return token, None, None
         chosen = mx.take_along_axis(scores, token[:, None], axis=-1)[0].astype(mx.float32)
         return token, chosen, _top(scores[0], self._logprobs)
+
+
+class _LookingBack:
+    """Logits processors, and the tokens they look at, None if they look at none."""
+
+    def __init__(
+        self, processors: list[Callable[[mx.array | None, mx.array], mx.array]], history: mx.array | None
+    ) -> None:
+        self.processors = processors
+        self.history = history
+
+
+def _ids(tokens: tuple[int, ...]) -> mx.array:
+    return mx.array(tokens, dtype=mx.int32)
 
 
 def _top(scores: mx.array, count: int) -> mx.array | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Callable
 
 import msgspec
 
@@ -48,15 +49,23 @@ class Session(Actor):
     """Generates for one request and puts what happens into ``outbox``.
 
     The outbox has no bound of its own: the context bounds how much one generation can put into it. Whatever becomes
-    of the session, the last thing in it is an end.
+    of the session, the last thing in it is an end. ``counted`` is told after each token how many there are: a
+    generation that is cancelled or fails has no other count.
     """
 
     capacity = 8192
 
-    def __init__(self, start: SessionStart, tokenizer: Tokenizer, outbox: asyncio.Queue[Outcome]) -> None:
+    def __init__(
+        self,
+        start: SessionStart,
+        tokenizer: Tokenizer,
+        outbox: asyncio.Queue[Outcome],
+        counted: Callable[[int], None] = lambda count: None,
+    ) -> None:
         self._start = start
         self._tokenizer = tokenizer
         self._outbox = outbox
+        self._counted = counted
         continues = not isinstance(start.request.prompt, Chat)
         self._text = TextStream(tokenizer.detokenizer(continues=continues), start.request.stop)
         self._eos = () if start.request.ignore_eos else tokenizer.eos_ids
@@ -123,6 +132,7 @@ class Session(Actor):
         if self._first is None:
             self._first = self.context.now()
         self._tokens.append(token.token)
+        self._counted(len(self._tokens))
         if token.reason == "stop":
             self._finish(FinishReason.STOP)
             return

@@ -19,6 +19,29 @@ class Detokenizer(Protocol):
     def last_segment(self) -> str: ...
 
 
+class KnownTokens(Detokenizer):
+    """A detokenizer to which tokens that the tokenizer does not have are no text.
+
+    Many models have more rows than their tokenizers have tokens, and one of them can be drawn; mlx-lm's detokenizer for
+    SentencePiece fails then.
+    """
+
+    def __init__(self, detokenizer: Detokenizer, size: int) -> None:
+        self._detokenizer = detokenizer
+        self._size = size
+
+    def add_token(self, token: int) -> None:
+        if token < self._size:
+            self._detokenizer.add_token(token)
+
+    def finalize(self) -> None:
+        self._detokenizer.finalize()
+
+    @property
+    def last_segment(self) -> str:
+        return self._detokenizer.last_segment
+
+
 class Piece(msgspec.Struct, frozen=True):
     """Text that may be sent, and whether a stop text was met right after it."""
 

@@ -57,6 +57,8 @@ class Sampling(msgspec.Struct, frozen=True):
     frequency_penalty: float = 0.0
     penalty_context: int = 64
     """How many of the last tokens the penalties look at."""
+    penalize_prompt: bool = True
+    """Whether the presence and frequency penalties count tokens of the prompt, too; the repetition penalty does."""
     logit_bias: dict[int, float] = {}
     seed: int | None = None
     """The same seed, prompt and settings give the same text. None draws one."""
@@ -175,7 +177,7 @@ class ModelCard(msgspec.Struct, frozen=True):
     layers: int
     hidden_size: int
     digest: str
-    """SHA-256 over the configuration and the tensor headers, in hex."""
+    """SHA-256 over the configuration, the tokenizer, the tensor headers and samples of the weights, in hex."""
     chat_template: str | None
     license: str | None
     config: dict[str, Any]
@@ -223,7 +225,7 @@ class Engine(ABC):
 
     @abstractmethod
     async def model(self, name: str) -> ModelCard:
-        """One model on this machine or being served.
+        """One model on this machine.
 
         Raises:
             ModelNotFound: with the nearest names there are.
@@ -239,7 +241,11 @@ class Engine(ABC):
 
     @abstractmethod
     async def unload(self, name: str) -> None:
-        """Let go of a model once its generations are done. Unloading what is not loaded is not an error."""
+        """Let go of a model once its generations are done. Unloading what is not loaded is not an error.
+
+        Raises:
+            ModelInUse: somebody asked for it meanwhile, so it stays.
+        """
 
     @abstractmethod
     def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:

@@ -36,7 +36,10 @@ class ModelListing(msgspec.Struct, frozen=True):
     modified: float
     """Seconds since the epoch."""
     path: Path | None = None
-    """Its folder, if :meth:`ModelSource.fetch` would return it without downloading or converting anything."""
+    """Its folder, if :meth:`ModelSource.fetch` would return it without downloading or converting anything.
+
+    A model without one is listed, and described by nothing but its name, size and age.
+    """
 
 
 class ModelSource(ABC):

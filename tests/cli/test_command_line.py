@@ -164,3 +164,10 @@ def test_how_a_verb_ends_is_told_by_its_exit_code(
     done = run("end", env={"PYTHONPATH": str(tmp_path)})
     assert done.returncode == code
     assert done.stderr == said if said != "Traceback" else done.stderr.startswith(said)
+
+
+@pytest.mark.parametrize("word", ["nan", "inf"])
+def test_a_temperature_that_is_no_number_is_refused_in_one_line(word: str) -> None:
+    done = run("run", "m", "hi", "--temperature", word)
+    assert done.returncode != 0
+    assert done.stderr == f"error: --temperature is {word}; give a number such as 0.7\n"

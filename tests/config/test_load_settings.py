@@ -157,6 +157,14 @@ def test_a_secret_of_digits_stays_as_it_was_written(load: Load) -> None:
     assert "000123e5" not in repr(config) + str(config.rows())
 
 
+@pytest.mark.parametrize("key", ["2024-01-01T00:00:00Z", "1_000_000_000", "0x1234567890", "1e10 # 0000"])
+def test_a_secret_that_looks_like_another_type_stays_as_it_was_written(load: Load, key: str) -> None:
+    config = load(environ={"RUNTIME_HTTP__API_KEY": key, "RUNTIME_MODELS__DEFAULT": key})
+    assert config.http.api_key is not None
+    assert config.http.api_key.get_secret_value() == key
+    assert config.models.default == key
+
+
 def test_plugins_get_their_own_settings_in_the_types_they_asked_for(load: Load, toml: Callable[..., Path]) -> None:
     file = toml('[plugins.solo]\npeers = ["a:1"]\nweights = [1, 2.5]\ncache = "cache"\ntoken = "t0ken"\n')
     config = load("plugins.solo.limit=5", files=[file])

@@ -84,6 +84,22 @@ def test_the_key_is_asked_for_everywhere_but_at_the_root() -> None:
             policy.check_key("GET", "/v1/models", wrong)
 
 
+def test_an_address_of_ipv6_is_bound_to_without_brackets_and_called_with_them() -> None:
+    policy = AccessPolicy(HttpSettings(host="2001:DB8::5", allowed_hosts=("2001:db8::0:6", "[2001:db8::7]")))
+    for host in ("[2001:db8::5]:11434", "[2001:db8:0::5]", "[2001:db8::6]", "[2001:db8::7]:1"):
+        policy.check_host(host)
+    for host in ("2001", "[2001:db8::8]"):
+        with pytest.raises(Forbidden):
+            policy.check_host(host)
+
+
+def test_a_key_beyond_ascii_is_compared_as_the_bytes_that_were_sent() -> None:
+    policy = AccessPolicy(HttpSettings(api_key=" schlüssel-€ "))
+    policy.check_key("GET", "/v1/models", "Bearer " + "schlüssel-€".encode().decode("latin-1"))
+    with pytest.raises(Unauthorized):
+        policy.check_key("GET", "/v1/models", "Bearer schlüssel-e")
+
+
 @settings(deadline=None)
 @given(st.text())
 def test_no_host_header_breaks_the_parser(value: str) -> None:

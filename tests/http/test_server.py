@@ -342,3 +342,12 @@ async def test_a_model_cannot_be_kept_longer_than_dates_go(client: httpx.AsyncCl
     response = await client.post("/runtime/v1/load", json={"model": MODEL, "keep_alive": 1e15})
     assert response.status_code == 400
     assert "keep_alive" in response.text
+
+
+async def test_an_allowed_page_may_read_the_answer_however_its_origin_is_configured(engine: ScriptedEngine) -> None:
+    origin = "https://chat.example.org"
+    async with serving(engine, allowed_origins=("https://Chat.example.org/",)) as node, httpx.AsyncClient() as client:
+        body = {"model": MODEL}
+        response = await client.post(f"{node.url}/runtime/v1/unload", json=body, headers={"Origin": origin})
+    assert response.status_code == 200
+    assert response.headers["access-control-allow-origin"] == origin

@@ -7,11 +7,14 @@ import threading
 from pathlib import Path
 
 import pytest
+from anyio import to_thread
 
 from runtime.errors import CheckpointCorrupt, ModelError, ModelNotFound
-from runtime.inference.catalogue import Catalogue
+from runtime.inference.catalogue import CARDS, FETCHES, Catalogue
 from runtime.spi import Download, ModelListing, ModelSource, Progress
 from runtime.testing.models import tiny_llama
+from runtime_folder.source import FolderSource
+from runtime_gguf.source import GgufSource
 from tests.wire.loopback import eventually, log_lines
 
 
@@ -163,7 +166,62 @@ async def test_models_are_described_and_damaged_ones_left_out(tiny: Path, tmp_pa
         await catalogue.card("torn")
 
 
-async def test_a_model_whose_folder_is_not_known_is_fetched_to_be_described(tiny: Path) -> None:
-    shelf = Shelf("tiny", folder=tiny, path=False)
-    card = await Catalogue({"shelf": shelf}).card("tiny")
-    assert (card.architecture, card.layers, shelf.fetches) == ("llama", 4, 1)
+async def test_a_model_that_is_not_converted_is_described_without_fetching_it(tiny: Path, tmp_path: Path) -> None:
+    shelf = Shelf("tiny", str(tmp_path / "x.gguf"), folder=tiny, path=False)
+    (tmp_path / "x.gguf").write_bytes(b"1234567")
+    catalogue = Catalogue({"shelf": shelf})
+    card = await catalogue.card("tiny")
+    assert (card.name, card.bytes, card.architecture, card.context) == ("tiny", 5, "", 0)
+    assert len(await catalogue.cards()) == 2
+    shelf.names = ()
+    shelf.claims = lambda name: True  # type: ignore[method-assign]
+    assert (await catalogue.card(str(tmp_path / "x.gguf"))).bytes == 7
+    assert shelf.fetches == 0
+
+
+async def test_a_damaged_model_is_read_once(tiny: Path, tmp_path: Path) -> None:
+    torn = tiny_llama(tmp_path / "torn")
+    good = (torn / "model.safetensors").read_bytes()
+    (torn / "model.safetensors").write_bytes(b"12")
+    catalogue = Catalogue({"bad": Shelf("torn", folder=torn)})
+    assert await catalogue.cards() == []
+    (torn / "model.safetensors").write_bytes(good)
+    assert await catalogue.cards() == [], "its listing says that nothing changed"
+
+
+async def test_the_spellings_of_a_path_that_are_remembered_are_bounded(tiny: Path) -> None:
+    shelf = Shelf(folder=tiny)
+    shelf.claims = lambda name: True  # type: ignore[method-assign]
+    catalogue = Catalogue({"shelf": shelf})
+    for extra in range(CARDS + 3):
+        await catalogue.card(f"{tiny.parent}{'/' * (1 + extra)}{tiny.name}")
+    assert len(catalogue._cards) == CARDS
+
+
+@pytest.mark.parametrize("name", ["x" * 256 + ".gguf", "/" + "y" * 300, "z/" * 3000, "a\0b", "~nosuchuser/x.gguf"])
+async def test_a_name_that_no_file_can_have_is_not_found_and_not_an_error_of_ours(name: str, tmp_path: Path) -> None:
+    catalogue = Catalogue({"folder": FolderSource((tmp_path,)), "gguf": GgufSource(tmp_path)})
+    async with log_lines("WARNING") as lines:
+        for ask in (catalogue.fetch(name, silent), catalogue.card(name)):
+            with pytest.raises(ModelNotFound) as refused:
+                await ask
+            assert len(refused.value.message) < 300
+    assert not lines
+
+
+async def test_slow_fetches_of_one_source_hold_up_nothing_else(tiny: Path) -> None:
+    slow = Shelf(*(f"slow{number}" for number in range(60)), folder=tiny)
+    quick = Shelf("quick", folder=tiny)
+    slow.gate.clear()
+    catalogue = Catalogue({"slow": slow, "quick": quick})
+    waiting = [asyncio.create_task(catalogue.fetch(name, silent)) for name in slow.names]
+    try:
+        await eventually(lambda: slow.fetches == FETCHES)
+        async with asyncio.timeout(5):
+            assert (await catalogue.fetch("quick", silent)).model_type == "llama"
+            assert (await catalogue.card("quick")).layers == 4
+            assert await to_thread.run_sync(lambda: True)
+        assert slow.fetches == FETCHES
+    finally:
+        slow.gate.set()
+    await asyncio.gather(*waiting)

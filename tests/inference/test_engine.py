@@ -11,6 +11,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
+from anyio import to_thread
 
 from runtime.actors import ActorRef
 from runtime.errors import (
@@ -730,6 +731,31 @@ async def test_a_node_with_other_files_does_not_turn_anothers_tokens_into_text(t
         with pytest.raises(ModelError, match=r"node b has other files for tiny than a \(digest"):
             await events(b, request())
         assert b.stages() == []
+
+
+async def test_the_tokens_of_a_generation_that_is_given_up_are_counted(tiny: Path) -> None:
+    async with serving("a", folders={"tiny": tiny}) as (a,):
+        async with begun(a, request(max_tokens=LONG)):
+            pass
+        event = a.telemetry.events[-1]
+        assert isinstance(event, RequestFinished)
+        assert event.reason == "cancelled"
+        assert event.completion_tokens > 0
+
+
+async def test_prompts_wait_for_no_other_work_in_threads(tiny: Path) -> None:
+    gate = threading.Event()
+    async with serving("a", folders={"tiny": tiny}) as (a,):
+        await tokens(a, request())
+        limiter = to_thread.current_default_thread_limiter()
+        busy = [asyncio.create_task(to_thread.run_sync(gate.wait, 30)) for _ in range(int(limiter.total_tokens))]
+        try:
+            await eventually(lambda: limiter.available_tokens == 0)
+            async with asyncio.timeout(10):
+                assert len(await tokens(a, request())) == 16
+        finally:
+            gate.set()
+        await asyncio.gather(*busy)
 
 
 async def test_only_the_last_tokenizers_are_kept(tmp_path: Path) -> None:

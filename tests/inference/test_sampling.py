@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -184,6 +185,22 @@ def test_penalties_are_those_of_mlx_lm_over_the_last_tokens(penalties: dict[str,
         expected.append(history[-1])
     one = sampler(Sampling(temperature=0, penalty_context=window, **penalties))
     assert [int(one(logits(), position)[0].item()) for position in range(30)] == expected
+
+
+@pytest.mark.parametrize("penalties", [{"presence_penalty": 1.5}, {"frequency_penalty": 0.9}], ids=str)
+def test_presence_and_frequency_penalties_can_count_sampled_tokens_only(penalties: dict[str, Any]) -> None:
+    prompt = tuple(np.argsort(-np.asarray(logits())[0])[:8].tolist())
+    sampling = Sampling(temperature=0, penalty_context=1000, repetition_penalty=1.3, **penalties)
+    repetition = make_logits_processors(repetition_penalty=1.3, repetition_context_size=1000)
+    additive = make_logits_processors(**penalties, presence_context_size=1000, frequency_context_size=1000)
+    expected: list[int] = []
+    for _ in range(30):
+        scores = repetition[0](mx.array([*prompt, *expected]), logits())
+        expected.append(int(mx.argmax(additive[0](mx.array(expected, dtype=mx.int32), scores)).item()))
+    one = TokenSampler(msgspec.structs.replace(sampling, penalize_prompt=False), 1, prompt, VOCABULARY, None)
+    assert [int(one(logits(), position)[0].item()) for position in range(30)] == expected
+    counting = TokenSampler(sampling, 1, prompt, VOCABULARY, None)
+    assert [int(counting(logits(), position)[0].item()) for position in range(30)] != expected
 
 
 def test_a_window_of_no_tokens_turns_penalties_off() -> None:

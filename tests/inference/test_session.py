@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import pytest
 
@@ -170,3 +172,20 @@ async def test_nothing_comes_after_the_end(bench: Bench) -> None:
     await eventually(lambda: not bench.system._find(ActorRef("a", "/session")))
     with contextlib.suppress(asyncio.QueueEmpty):
         pytest.fail(f"{bench.outbox.get_nowait()} came after the end")
+
+
+async def test_a_token_beyond_the_vocabulary_of_sentencepiece_is_no_text(bench: Bench, tmp_path: Path) -> None:
+    folder = tiny_llama(tmp_path / "tiny")
+    file = folder / "tokenizer.json"
+    steps = [
+        {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+        {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+    ]
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"decoder": {"type": "Sequence", "decoders": steps}}))
+    bench.tokenizer = Tokenizer(read_checkpoint(folder))
+    bench.start(ScriptedDriver(Token(0, 10**6, None, (), None), Token(1, 70, None, (), "length")))
+    *_, finished = await bench.outcomes()
+    assert isinstance(finished, Finished)
+    assert finished.usage.completion_tokens == 2

@@ -84,3 +84,19 @@ def test_a_folder_that_may_not_be_read_lists_nothing(models: Path) -> None:
         assert FolderSource((models,)).local() == []
     finally:
         models.chmod(0o755)
+
+
+def test_a_folder_that_may_not_be_looked_into_hides_no_other(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = FolderSource((models,)).local()
+    (models / "closed").mkdir()
+    real = Path.is_file
+
+    def is_file(path: Path) -> bool:  # what the system says to anybody but root
+        if path.parent.name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(Path, "is_file", is_file)
+    listed = FolderSource((models,)).local()
+    assert [each.name for each in listed] == [each.name for each in expected]
+    assert all(each.path is not None and each.path.is_dir() for each in listed)

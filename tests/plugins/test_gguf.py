@@ -204,15 +204,22 @@ def test_a_file_is_converted_once_and_again_when_it_changes(tmp_path: Path) -> N
     seen.clear()
     assert source.fetch(str(file), seen.append) == first
     assert seen == []
+    elsewhere = tmp_path / "other"
+    elsewhere.mkdir()
+    other = source.fetch(str(write_llama(elsewhere / "m.gguf")), seen.append)
     os.utime(file, ns=(1, 1))
     assert source.fetch(str(file), seen.append) != first
+    assert not first.exists(), "what was made of the file as it was before is never used again"
+    assert other.is_dir()
 
 
 def test_a_file_is_found_by_name_in_the_model_folders_and_listed(tmp_path: Path) -> None:
     write_llama(tmp_path / "m.gguf")
     source = GgufSource(tmp_path / "cache", (tmp_path,), embedded=())
-    assert source.fetch("m.gguf", _ignore).is_dir()
-    assert [listing.name for listing in source.local()] == ["m.gguf"]
+    assert [(listing.name, listing.path) for listing in source.local()] == [("m.gguf", None)]
+    converted = source.fetch("m.gguf", _ignore)
+    assert converted.is_dir()
+    assert [(listing.name, listing.path) for listing in source.local()] == [("m.gguf", converted)]
     with pytest.raises(ModelNotFound, match=r"no GGUF file n\.gguf .*there are m\.gguf"):
         source.fetch("n.gguf", _ignore)
 

@@ -31,7 +31,7 @@ try:
     answer = {"path": path}
 except RuntimeFault as fault:
     answer = {"error": type(fault).__name__, "message": fault.message}
-listed = [[l.name, l.source, l.bytes] for l in HubSource().local()]
+listed = [[l.name, l.source, l.bytes] for l in HubSource().local() if (l.path / 'config.json').is_file()]
 print(json.dumps({**answer, "progress": seen, "local": listed}))
 """
 

@@ -104,6 +104,7 @@ async def test_every_sampling_setting_reaches_the_engine(client: openai.AsyncOpe
     assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p) == (0, 0.5, 5, 0.1)
     assert (sampling.presence_penalty, sampling.frequency_penalty, sampling.repetition_penalty) == (0.25, -0.5, 1.2)
     assert sampling.penalty_context > 8192
+    assert not sampling.penalize_prompt
     assert sampling.logit_bias == {42: -100.0, 7: 3.0}
     # MLX takes no negative seeds.
     assert (sampling.seed, request.stop) == (2**63 - 1, ("\n",))
