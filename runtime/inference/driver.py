@@ -260,7 +260,10 @@ class Driver(Actor):
         except RuntimeFault as fault:
             self._fail(sequence, fault)
             return
-        if self._scheduler is not None:
+        if sequence not in self._sessions:
+            # It was closed meanwhile, and a stage may have heard that before it was told to open it.
+            self._tell_closed(sequence)
+        elif self._scheduler is not None:
             self._send(sequence, self._scheduler.steps(sequence))
 
     def _on_sampled(self, sampled: Sampled) -> None:
@@ -296,14 +299,17 @@ class Driver(Actor):
         self.context.demonitor(session)
         del self._submits[sequence]
         if self._scheduler is not None and self._scheduler.remove(sequence):
-            for stage in self._stages:
-                try:
-                    self.context.tell(stage, CloseSequence(sequence))
-                except RuntimeFault as fault:
-                    # A stage that cannot be reached is going down, and takes the sequence with it.
-                    logger.debug("{} is not told that sequence {} is closed: {}", stage, sequence, fault)
+            self._tell_closed(sequence)
         self._admit()
         self._touch()
+
+    def _tell_closed(self, sequence: int) -> None:
+        for stage in self._stages:
+            try:
+                self.context.tell(stage, CloseSequence(sequence))
+            except RuntimeFault as fault:
+                # A stage that cannot be reached is going down, and takes the sequence with it.
+                logger.debug("{} is not told that sequence {} is closed: {}", stage, sequence, fault)
 
     def _fail(self, sequence: int, fault: RuntimeFault) -> None:
         self._tell_session(sequence, SequenceFailed(fault.code, fault.message))
