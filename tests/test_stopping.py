@@ -11,10 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import pytest
 
 from runtime.testing.hub import StandInHub
 from runtime.testing.models import tiny_llama
 from runtime.testing.processes import NodeProcess, node_process
+
+pytestmark = pytest.mark.slow
 
 
 @contextmanager

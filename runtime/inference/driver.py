@@ -151,7 +151,8 @@ class Driver(Actor):
             await self._connect(placed)
         except Exception as error:  # noqa: BLE001 - policies, estimators and sources are plugins; callers hear the reason
             fault = as_fault(error, f"placing {self._model}")
-            logger.error("model {} is not served: {}", self._model, fault)
+            # A model that does not exist is a client's mistake, and no trouble of the node's.
+            logger.log("INFO" if fault.http_status < 500 else "ERROR", "model {} is not served: {}", self._model, fault)
             waiting, self._waiting = self._waiting, []
             for reply in waiting:
                 reply.fail(fault)
