@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import mlx.core as mx
 from mlx import nn
 
 from runtime.errors import CheckpointCorrupt, ModelUnsupported
@@ -40,29 +41,39 @@ def build(config: dict[str, Any], tensors: Mapping[str, TensorInfo] | None = Non
         ModelUnsupported: mlx-lm makes no model of the configuration.
         CheckpointCorrupt: the architecture does not know what to do with the tensors.
     """
+    model = _make(config)
+    if tensors is not None:
+        _sanitize(model, stand_ins(tensors, None))
+    return model
+
+
+def sanitized(config: dict[str, Any], weights: dict[str, mx.array]) -> dict[str, mx.array]:
+    """Return the weights under the names, and in the form, that mlx-lm's model has. ``weights`` is used up.
+
+    A model of its own is asked, which is then thrown away: ``sanitize()`` may change the model, and look at any part.
+
+    Raises:
+        CheckpointCorrupt: the architecture cannot do it with these.
+    """
+    return _sanitize(_make(config), weights)
+
+
+def _make(config: dict[str, Any]) -> nn.Module:
     module = importlib.import_module(f"mlx_lm.models.{module_name(config)}")
     try:
-        model = module.Model(module.ModelArgs.from_dict(_without_tags(config)))
+        return module.Model(module.ModelArgs.from_dict(_without_tags(config)))
     except Exception as error:
         # mlx-lm computes with what the configuration says, and raises whatever comes of that.
         raise ModelUnsupported(
             f"mlx-lm cannot build a {config['model_type']} from this config.json: {error!r}"
         ) from error
-    if tensors is not None:
-        sanitized(model, stand_ins(tensors, None))
-    return model
 
 
-def sanitized(model: nn.Module, weights: dict[str, Any]) -> dict[str, Any]:
-    """Return the weights under the names, and in the form, that the model has; ``weights`` is used up.
-
-    Raises:
-        CheckpointCorrupt: the architecture cannot do it with these.
-    """
+def _sanitize(model: nn.Module, weights: dict[str, mx.array]) -> dict[str, mx.array]:
     if not hasattr(model, "sanitize"):
         return weights
     try:
-        renamed: dict[str, Any] = model.sanitize(weights)
+        renamed: dict[str, mx.array] = model.sanitize(weights)
     except (ArithmeticError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         # Written for complete checkpoints of the right shapes: what it raises for others is anything.
         raise CheckpointCorrupt(

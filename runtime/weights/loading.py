@@ -45,7 +45,9 @@ def load(
     """
     stored = lazy_arrays(own(checkpoint.tensors.values(), span))
     experts = {name: array for name, array in stored.items() if expert_of(name) is not None}
-    weights = _owned(model, sanitized(model, {**stand_ins(checkpoint.tensors, span), **stored}), span, checkpoint)
+    weights = _owned(
+        model, sanitized(checkpoint.config, {**stand_ins(checkpoint.tensors, span), **stored}), span, checkpoint
+    )
     del stored
     weights = in_mlx_form(weights, checkpoint)
     make_quantized_layers(model, weights, checkpoint)

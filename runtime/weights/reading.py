@@ -40,7 +40,7 @@ _DTYPES = {
 
 
 def own(tensors: Iterable[TensorInfo], span: LayerSpan) -> list[TensorInfo]:
-    """Return the tensors that can be the slice's: of its layers, and of none; which of those are its own the model says."""
+    """Return the tensors that can be the slice's: of its layers, and of no layer, of which it may own some."""
     return [
         tensor
         for tensor in tensors
