@@ -74,22 +74,24 @@ def stand_ins(tensors: Mapping[str, TensorInfo], span: LayerSpan | None) -> dict
     how all are stored. Where the slice lacks layer 0 they are given as that layer's, as this is where architectures
     look; and every expert is there, even if the files at hand have only some of that layer.
     """
+    total = MAX_LAYERS if span is None else span.total
+    known = [tensor for tensor in tensors.values() if not is_speculative(tensor.name, total)]
     absent = [
         tensor
-        for tensor in tensors.values()
-        if not is_speculative(tensor.name, MAX_LAYERS if span is None else span.total)
-        and (span is None or ((layer := layer_of(tensor.name)) is not None and layer not in span))
+        for tensor in known
+        if span is None or ((layer := layer_of(tensor.name)) is not None and layer not in span)
     ]
     found = {tensor.name: _constant(tensor) for tensor in absent if expert_of(tensor.name) is None}
-    experts = [tensor for tensor in absent if expert_of(tensor.name) is not None]
+    has_layer_0 = span is not None and span.is_first
+    experts = [tensor for tensor in (absent if has_layer_0 else known) if expert_of(tensor.name) is not None]
     if experts:
         example = min(layer_of(tensor.name) or 0 for tensor in experts)
-        number = example if span is not None and 0 in span else 0
         count = 1 + max(expert_of(name) or 0 for name in tensors)
         for tensor in experts:
             if layer_of(tensor.name) == example:
                 for expert in range(count):
-                    found[renumbered(tensor.name, layer=number, expert=expert)] = _constant(tensor)
+                    name = renumbered(tensor.name, layer=example if has_layer_0 else 0, expert=expert)
+                    found[name] = _constant(tensor)
     return found
 
 
