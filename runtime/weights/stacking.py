@@ -24,9 +24,6 @@ _PROJECTIONS = {
 }
 """What a projection is called in models, where it has other names in checkpoints."""
 
-STRIDE = 64 << 20
-"""Bytes that are copied between two evaluations."""
-
 
 def find_stacks(experts: Mapping[str, mx.array], parameters: Mapping[str, mx.array]) -> dict[str, list[mx.array]]:
     """Return for each parameter that is a plain stack of experts the arrays in it, by number.
@@ -73,14 +70,8 @@ def filled(experts: list[mx.array], dtype: mx.Dtype) -> mx.array:
     """Return the experts as one array of ``dtype``, evaluated. The list is emptied, to free each once it is copied."""
     count = len(experts)
     stack = mx.zeros((count, *experts[0].shape), dtype=dtype)
-    mx.eval(stack)
     experts.reverse()
-    waiting = 0
     for number in range(count):
-        expert = experts.pop()
-        stack[number] = expert.astype(dtype)
-        waiting += expert.nbytes
-        if waiting >= STRIDE or not experts:
-            mx.eval(stack)
-            waiting = 0
+        stack[number] = experts.pop().astype(dtype)
+        mx.eval(stack)
     return stack
