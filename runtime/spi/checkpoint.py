@@ -90,6 +90,9 @@ class Checkpoint(msgspec.Struct, frozen=True, dict=True):
     path: Path
     config: dict[str, Any]
     tensors: dict[str, TensorInfo]
+    absent: frozenset[str] = frozenset()
+    """Names of tensors whose bytes are not on this machine: nothing but their headers may be used. Where their bytes
+    would be, their files read as zeros, so whatever loads tensors must leave these out."""
 
     @property
     def model_type(self) -> str:
