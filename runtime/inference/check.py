@@ -15,11 +15,12 @@ from typing import Any
 
 import mlx.core as mx
 import msgspec
+import psutil
 from mlx import nn
 from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
 
-from runtime.errors import ModelUnsupported
+from runtime.errors import ModelError, ModelUnsupported
 from runtime.inference.arrays import to_arrays, to_tensors
 from runtime.inference.caches import batched
 from runtime.inference.ghosts import State
@@ -96,11 +97,13 @@ class RandomModel(Subject):
 
         Raises:
             ModelUnsupported: no family runs it, or mlx-lm cannot build it.
+            ModelError: so many random numbers do not fit in memory.
         """
         self._config = checkpoint.config
         self._family = choose_family(families, checkpoint)
         self._whole = self._family.build(self._config)
         self._whole.set_dtype(getattr(mx, dtype))
+        _refuse_if_too_large(self._whole, checkpoint)
         self._whole.load_weights([(name, _random(name, array)) for name, array in _parameters(self._whole)])
         self._packed = _pack(self._whole, checkpoint.quantization)
         self._whole.eval()
@@ -205,6 +208,16 @@ def _largest(one: mx.array, other: mx.array) -> float:
 def _parameters(model: nn.Module) -> list[tuple[str, mx.array]]:
     flat: list[tuple[str, mx.array]] = tree_flatten(model.parameters())
     return flat
+
+
+def _refuse_if_too_large(model: nn.Module, checkpoint: Checkpoint) -> None:
+    needed = sum(array.nbytes for _, array in _parameters(model))
+    available = psutil.virtual_memory().available
+    if needed > available:
+        raise ModelError(
+            f"random weights for {checkpoint.path} take {needed / 1e9:.1f} GB and {available / 1e9:.1f} GB are free; "
+            "lower the number of layers, or the width, in a copy of its config.json"
+        )
 
 
 def _random(name: str, array: mx.array) -> mx.array:
