@@ -257,7 +257,7 @@ class Node:
     def _new_driver(self, model: str) -> Driver:
         models = self.config.models
         limits = DriverLimits(
-            sequences=models.sequences,
+            sequences=max(models.batch, models.sequences),
             waiting=WAITING_PER_SEQUENCE * models.sequences,
             prefill_chunk=models.prefill_chunk,
             keep_alive=models.keep_alive,

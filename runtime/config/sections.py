@@ -171,7 +171,9 @@ class ModelsSection(Section):
     context: int | None = Field(default=None, ge=1)
     """Longest sequence in tokens; none takes the model's own limit."""
     sequences: int = Field(default=4, ge=1)
-    """Generations at once for each model."""
+    """Generations for each model for which a KV cache of the whole context is reserved."""
+    batch: int = Field(default=16, ge=1)
+    """Generations at once for each model, while they are short enough to share that reservation."""
     prefill_chunk: int = Field(default=2048, ge=1)
     """Prompt tokens in one forward pass; mlx-lm's default."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

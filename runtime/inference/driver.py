@@ -36,14 +36,13 @@ from runtime.inference.protocol import (
     Ready,
     Sampled,
     SequenceFailed,
-    Step,
     StepFailed,
     Submit,
     Submitted,
     Token,
     Unload,
 )
-from runtime.inference.scheduler import Scheduler
+from runtime.inference.scheduler import Capacity, Scheduler
 from runtime.spi import Download
 
 ANSWER_SECONDS = 30.0
@@ -61,8 +60,11 @@ class DriverLimits(msgspec.Struct, frozen=True):
     """What a driver takes on at once."""
 
     sequences: int
+    """Generations at once, as far as the KV cache has room for them."""
     waiting: int
+    """Generations that may wait beyond those."""
     prefill_chunk: int
+    """Prompt tokens a step, at most."""
     keep_alive: float
     """Seconds without a request after which the model is unloaded; negative is never."""
 
@@ -110,14 +112,14 @@ class Driver(Actor):
         match message:
             case Sampled():
                 self._on_sampled(message)
-            case Prefilled(sequence=sequence):
-                self._on_prefilled(sequence)
+            case Prefilled(number):
+                self._on_done(number)
             case Submit():
                 return self._on_submit(message)
             case Cancel(sequence):
                 self._close(sequence)
-            case StepFailed(sequence, text):
-                self._fail(sequence, RuntimeFault(f"the model {self._model} failed: {text}"))
+            case StepFailed(number, text):
+                self._on_failed(number, RuntimeFault(f"the model {self._model} failed: {text}"))
             case LoadProgress(model, node, step, done, total):
                 self._board.publish(
                     Download(model, step if node == self.context.node else f"{step} on {node}", done, total)
@@ -160,11 +162,18 @@ class Driver(Actor):
             return
         self._placed = placed
         self._scheduler = Scheduler(
-            stages=len(self._stages),
-            limit=self._limits.sequences,
-            waiting=self._limits.waiting,
-            chunk=self._limits.prefill_chunk,
+            Capacity(
+                stages=len(self._stages),
+                sequences=self._limits.sequences,
+                waiting=self._limits.waiting,
+                chunk=self._limits.prefill_chunk,
+                context=placed.context,
+                positions=placed.positions,
+                batches=placed.alone is None,
+            )
         )
+        if placed.alone is not None:
+            logger.warning("{} takes one sequence at a time: {}", self._model, placed.alone)
         where = ", ".join(f"{stage.node}: {stage.span}" for stage in placed.plan.stages)
         logger.info("serving {} with a context of {} tokens ({})", self._model, placed.context, where)
         self._announce()
@@ -236,7 +245,7 @@ class Driver(Actor):
         self.context.monitor(request.session)
         scheduler.add(sequence, request.prompt, request.max_tokens, request.eos)
         self._touch()
-        self._admit()
+        self._go_on()
         return Submitted(sequence)
 
     def _expect_one_less(self) -> None:
@@ -244,16 +253,33 @@ class Driver(Actor):
             self._expected.popleft()
         self._touched.set()
 
-    def _admit(self) -> None:
-        if self._scheduler is not None:
-            for sequence in self._scheduler.admit():
-                self.context.start_task(self._open(sequence, self._submits[sequence]), f"open {sequence}")
+    def _go_on(self) -> None:
+        """Start what there is room for, and issue the steps that can start."""
+        scheduler = self._scheduler
+        if scheduler is None:
+            return
+        for sequence in scheduler.admit():
+            self.context.start_task(self._open(sequence, self._submits[sequence]), f"open {sequence}")
+        for step in scheduler.issue(self.context.now()):
+            try:
+                self.context.tell(self._stages[0], step)
+            except RuntimeFault as fault:
+                # The mailbox of the first stage has room for more steps than are ever in flight, so it is gone.
+                self._fail_all(fault)
+                return
 
     async def _open(self, sequence: int, request: Submit) -> None:
         if sequence not in self._sessions:
             return  # it was closed before this task began; the stages must not hear of it now
         order = OpenSequence(
-            sequence, request.prompt[-PENALTY_TOKENS:], request.sampling, request.seed, request.logprobs
+            sequence=sequence,
+            prompt=request.prompt[-PENALTY_TOKENS:],
+            prompt_length=len(request.prompt),
+            sampling=request.sampling,
+            seed=request.seed,
+            logprobs=request.logprobs,
+            eos=request.eos,
+            min_tokens=request.min_tokens,
         )
         try:
             # Every stage must know the sequence before its first hidden state comes, on another connection.
@@ -265,32 +291,37 @@ class Driver(Actor):
             # It was closed meanwhile, and a stage may have heard that before it was told to open it.
             self._tell_closed(sequence)
         elif self._scheduler is not None:
-            self._send(sequence, self._scheduler.steps(sequence))
+            self._scheduler.opened(sequence)
+            self._go_on()
 
     def _on_sampled(self, sampled: Sampled) -> None:
-        if self._scheduler is None:
+        scheduler = self._scheduler
+        if scheduler is None:
             return
-        progress, steps = self._scheduler.sampled(sampled.sequence, sampled.token)
-        self._send(sampled.sequence, steps)
-        if progress is None:
-            return
-        self._tell_session(
-            sampled.sequence, Token(progress.index, sampled.token, sampled.logprob, sampled.top, progress.reason)
-        )
-        if progress.reason is not None:
-            self._close(sampled.sequence)
+        scheduler.done(sampled.number, self.context.now())
+        heard = [
+            (chosen, progress)
+            for chosen in sampled.tokens
+            if (progress := scheduler.sampled(chosen.sequence, chosen.position, chosen.token)) is not None
+        ]
+        self._go_on()  # first of all, for the stages wait
+        for chosen, progress in heard:
+            self._tell_session(
+                chosen.sequence, Token(progress.index, chosen.token, chosen.logprob, chosen.top, progress.reason)
+            )
+            if progress.reason is not None:
+                self._close(chosen.sequence)
 
-    def _on_prefilled(self, sequence: int) -> None:
+    def _on_done(self, number: int) -> None:
         if self._scheduler is not None:
-            self._scheduler.prefilled(sequence)
-            self._send(sequence, self._scheduler.steps(sequence))
+            self._scheduler.done(number, self.context.now())
+            self._go_on()
 
-    def _send(self, sequence: int, steps: list[Step]) -> None:
-        try:
-            for step in steps:
-                self.context.tell(self._stages[0], step)
-        except RuntimeFault as fault:
-            self._fail(sequence, fault)
+    def _on_failed(self, number: int, fault: RuntimeFault) -> None:
+        if self._scheduler is not None:
+            for sequence in self._scheduler.done(number, self.context.now()):
+                self._fail(sequence, fault)
+            self._go_on()
 
     def _close(self, sequence: int) -> None:
         """Forget a sequence, here and on the stages."""
@@ -299,9 +330,10 @@ class Driver(Actor):
             return
         self.context.demonitor(session)
         del self._submits[sequence]
-        if self._scheduler is not None and self._scheduler.remove(sequence):
+        if self._scheduler is not None:
+            self._scheduler.remove(sequence)
             self._tell_closed(sequence)
-        self._admit()
+        self._go_on()
         self._touch()
 
     def _tell_closed(self, sequence: int) -> None:

@@ -15,6 +15,7 @@ from runtime.errors import PlacementRefused
 from runtime.inference.catalogue import Catalogue
 from runtime.inference.options import candidate_contexts, candidate_options
 from runtime.inference.protocol import OpenStage, StageOpened
+from runtime.inference.scheduler import whole_steps
 from runtime.inference.stage import LOAD_SECONDS, STAGES
 from runtime.spi import (
     Checkpoint,
@@ -49,6 +50,10 @@ class Placed(msgspec.Struct, frozen=True):
     options: LoadOptions
     plan: Plan
     stages: tuple[ActorRef, ...]
+    positions: int
+    """Of the KV cache that is reserved, for all sequences."""
+    alone: str | None
+    """Why the model takes one sequence at a time, if it does."""
 
 
 class Placer:
@@ -100,7 +105,15 @@ class Placer:
                 for stage, grant in zip(plan.stages, reserved, strict=True)
             )
         )
-        return Placed(checkpoint.digest, context, options, plan, tuple(stage.stage for stage in opened))
+        return Placed(
+            digest=checkpoint.digest,
+            context=context,
+            options=options,
+            plan=plan,
+            stages=tuple(stage.stage for stage in opened),
+            positions=whole_steps(context) * self._settings.sequences,
+            alone=opened[0].alone,
+        )
 
     async def _open(self, order: OpenStage, node: str) -> StageOpened:
         opened = await self._system.ask(ActorRef(node, f"/{STAGES}"), order, LOAD_SECONDS)

@@ -92,6 +92,7 @@ class Session(Actor):
                     max_tokens=start.max_tokens,
                     logprobs=start.request.logprobs,
                     eos=self._eos,
+                    min_tokens=start.request.min_tokens,
                 ),
                 SUBMIT_SECONDS,
             )
@@ -136,7 +137,7 @@ class Session(Actor):
         if token.reason == "stop":
             self._finish(FinishReason.STOP)
             return
-        piece = self._text.feed(token.token)
+        piece = self._text.feed(token.token, may_stop=len(self._tokens) > self._start.request.min_tokens)
         if token.logprob is not None:
             text = self._tokenizer.token_text
             top = tuple((text(other), logprob) for other, logprob in token.top)

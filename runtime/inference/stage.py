@@ -13,7 +13,7 @@ from runtime.actors import Actor, ActorRef, Down, Message, ReplyTo, Request, Res
 from runtime.errors import ActorStopped, ModelError, ModelNotFound, RuntimeFault
 from runtime.inference.accelerator import prepare
 from runtime.inference.catalogue import Catalogue
-from runtime.inference.compute import Collect, ComputeThread
+from runtime.inference.compute import ComputeThread
 from runtime.inference.failure import as_fault, check_digest
 from runtime.inference.progress import ProgressBoard
 from runtime.inference.protocol import (
@@ -24,18 +24,18 @@ from runtime.inference.protocol import (
     LoadProgress,
     OpenSequence,
     OpenStage,
-    Prefilled,
-    Sampled,
     StageOpened,
     Step,
     StepFailed,
+    sequences_of,
 )
 from runtime.inference.reclaim import reclaim
 from runtime.inference.telemetry import emit_all
 from runtime.spi import Checkpoint, Download, ModelFamily, ModelLoaded, ModelUnloaded, Progress, Telemetry
 
 if TYPE_CHECKING:
-    from runtime.inference.sequence import StageSequence
+    from runtime.inference.microbatch import StageSequence
+    from runtime.inference.sequence import Result, StageSequences
     from runtime.inference.shard import Shard
 
 STAGES = "stages"
@@ -146,6 +146,7 @@ class Stage(Actor):
         self._shard: Shard | None = None
         self._next: ActorRef | None = None
         self._sequences: dict[int, StageSequence] = {}
+        self._work: StageSequences | None = None
         self._began = False
         """Whether loading began, so that there is memory to give back."""
         self._abandoned = False
@@ -163,7 +164,7 @@ class Stage(Actor):
             case OpenSequence():
                 return self._open_sequence(message)
             case CloseSequence(sequence):
-                self._sequences.pop(sequence, None)
+                self._close_sequence(sequence)
             case ConnectStage(next):
                 self._next = next
                 return Done()
@@ -180,7 +181,7 @@ class Stage(Actor):
         if not self._began:
             return
         loaded = self._shard is not None
-        self._abandoned, self._shard = True, None
+        self._abandoned, self._shard, self._work = True, None, None
         await self._compute.run(reclaim)
         if not loaded:
             logger.info("gave up loading layers {} of {}", self._order.span, self._order.model)
@@ -193,22 +194,24 @@ class Stage(Actor):
         start = self.context.now()
         self._began = True
         try:
-            self._shard, size = await self._compute.run(self._make_shard)
+            shard, self._work, alone = await self._compute.run(self._make_shard)
         except Exception as error:  # noqa: BLE001 - a plugin's failure is the asker's to hear, with its reason
             reply.fail(as_fault(error, f"loading layers {order.span} of {order.model} on {self.context.node}"))
             self.context.stop_self()
             return
+        self._shard, size = shard, shard.nbytes
         seconds = self.context.now() - start
         emit_all(self._telemetry, ModelLoaded(order.model, len(order.span), size, seconds))
         logger.info("loaded layers {} of {}: {:.0f} MB in {:.1f} s", order.span, order.model, size / 1e6, seconds)
-        reply.answer(StageOpened(self.context.self_ref, size, seconds))
+        reply.answer(StageOpened(self.context.self_ref, size, seconds, alone))
 
-    def _make_shard(self) -> tuple[Shard, int]:
-        """Load the slice, and count its bytes. Runs on the compute thread."""
+    def _make_shard(self) -> tuple[Shard, StageSequences, str | None]:
+        """Load the slice, and find out why the model takes one sequence at a time, if so. On the compute thread."""
         # Whatever imports MLX is imported here: see runtime.inference.accelerator.
         prepare()
-        from runtime.inference import sequence  # noqa: F401 - for _open_sequence, which runs on the event loop
-        from runtime.inference.loading import load_shard
+        from runtime.inference.batchable import reason_against
+        from runtime.inference.loading import choose_family, load_shard
+        from runtime.inference.sequence import StageSequences
 
         order = self._order
 
@@ -218,48 +221,49 @@ class Stage(Actor):
             self._progress(Download(order.model, "loading", done, total))
 
         shard = load_shard(self._families, self._checkpoint, order.span, order.options, report)
-        return shard, shard.nbytes
+        family = choose_family(self._families, self._checkpoint)
+        alone = reason_against(family, self._checkpoint) if order.span.is_first else None
+        return shard, StageSequences(shard, self._sequences), alone
 
     def _open_sequence(self, message: OpenSequence) -> Done:
-        from runtime.inference.sequence import StageSequence
+        from runtime.inference.microbatch import StageSequence
 
         if self._shard is None:
             raise ModelError(f"{self.context.self_ref} has no model loaded")
-        self._sequences[message.sequence] = StageSequence(self._shard, message)
+        self._sequences[message.sequence] = StageSequence(message)
         return Done()
 
+    def _close_sequence(self, sequence: int) -> None:
+        self._sequences.pop(sequence, None)
+        work = self._work
+        if work is not None and not self._sequences:
+            # The next step tells what to drop; there may be none for long.
+            self._compute.submit(lambda: work.drop_closed, lambda result, error: None)
+
     def _start(self, step: Step | Hidden) -> None:
-        sequence = self._sequences.get(step.sequence)
-        if sequence is None:
-            return  # it was closed while this step was on its way
+        work = self._work
+        if work is None:
+            raise ModelError(f"{self.context.self_ref} has no model loaded")
+        self._compute.submit(lambda: work.step(step), lambda result, error: self._finish(step, result, error))
 
-        def step_unless_closed() -> Collect[Hidden | Sampled | Prefilled]:
-            # What waits in the queue of a sequence that was closed meanwhile would hold up the others for nothing.
-            if step.sequence not in self._sequences:
-                raise ActorStopped(f"sequence {step.sequence} was closed")
-            return sequence.step(step)
-
-        self._compute.submit(step_unless_closed, lambda result, error: self._finish(step.sequence, result, error))
-
-    def _finish(self, sequence: int, result: Hidden | Sampled | Prefilled | None, error: BaseException | None) -> None:
-        if sequence not in self._sequences:
-            return
+    def _finish(self, step: Step | Hidden, result: Result | None, error: BaseException | None) -> None:
         try:
             self._pass_on(result, error)
         except Exception as failure:  # noqa: BLE001 - whatever broke this step must not break the other sequences
-            self._sequences.pop(sequence, None)
+            for sequence in sequences_of(step):
+                self._sequences.pop(sequence, None)
             if not isinstance(failure, RuntimeFault):
                 logger.opt(exception=failure).error("a step over layers {} failed", self._order.span)
-            self._fail(sequence, str(failure) or repr(failure))
+            self._fail(step.number, str(failure) or repr(failure))
 
-    def _pass_on(self, result: Hidden | Sampled | Prefilled | None, error: BaseException | None) -> None:
+    def _pass_on(self, result: Result | None, error: BaseException | None) -> None:
         target = self._next if isinstance(result, Hidden) else self._order.driver
         if result is None or target is None:
             raise error or ModelError(f"layers {self._order.span} have no next stage")
         self.context.tell(target, result)
 
-    def _fail(self, sequence: int, text: str) -> None:
+    def _fail(self, number: int, text: str) -> None:
         try:
-            self.context.tell(self._order.driver, StepFailed(sequence, f"{self.context.node}: {text}"))
+            self.context.tell(self._order.driver, StepFailed(number, f"{self.context.node}: {text}"))
         except RuntimeFault as fault:
             logger.debug("the driver of {} is not told of a failed step: {}", self._order.model, fault)

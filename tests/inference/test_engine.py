@@ -632,7 +632,7 @@ async def test_a_node_with_other_files_is_refused(tiny: Path, other: Path) -> No
 # -- failures -------------------------------------------------------------------------------------------------------
 
 
-async def test_a_step_that_fails_fails_its_sequence_only(tiny: Path) -> None:
+async def test_a_step_that_fails_fails_its_micro_batch_only(tiny: Path) -> None:
     async with serving("a", "b", folders={"tiny": tiny}) as (a, b):
         await a.engine.load("tiny")
         async with begun(a, request(max_tokens=LONG)) as good:
@@ -641,7 +641,7 @@ async def test_a_step_that_fails_fails_its_sequence_only(tiny: Path) -> None:
             stage = b.stages()[0]
             await eventually(lambda: len(stage._sequences) == 2)
             victim = stage._sequences[max(stage._sequences)]
-            victim._position += 1
+            victim.position += 1
             with pytest.raises(RuntimeFault, match="at position"):
                 async for _ in bad:
                     pass
