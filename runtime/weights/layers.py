@@ -7,7 +7,7 @@ import re
 _LAYER = re.compile(r"(?:^|\.)(?:layers|blocks|h)\.(\d+)\.")
 _EXPERT = re.compile(r"\.(?:experts|moe\.mlp)\.(\d+)\.")
 _MARK = "@"
-_TOWER = re.compile(r"(?:^|\.)(?:visual|vision_\w+|audio_\w+)\.")
+_TOWER = re.compile(r"(?:^|\.)(?:visual|vision(?:_\w+)?|audio(?:_\w+)?)\.")
 _SPECULATIVE = re.compile(r"(?:^|\.)mtp(?:_\w+)?\.")
 
 

@@ -7,15 +7,21 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
+from runtime.actors import ActorRef
+from runtime.actors.signal import Tell
 from runtime.errors import ProtocolError
 from runtime.inference.arrays import to_tensors
+from runtime.inference.check import RandomModel
 from runtime.inference.compute import Collect
 from runtime.inference.microbatch import StageSequence
 from runtime.inference.protocol import Chosen, Hidden, OpenSequence, Prefilled, Row, Sampled, Step
 from runtime.inference.sequence import Result, StageSequences
 from runtime.inference.shard import Shard
-from runtime.spi import LayerSpan, LoadOptions, Sampling, read_checkpoint
+from runtime.spi import Checkpoint, LayerSpan, LoadOptions, Sampling, read_checkpoint
 from runtime.testing.models import tiny_llama
+from runtime.testing.tiny import tiny_config
+from runtime.wire.codec import decode, encode
+from runtime_crossing.family import CrossingFamily
 from runtime_dense.family import DenseFamily
 
 PROMPT = tuple(range(5, 30))
@@ -154,3 +160,36 @@ def test_ghosts_hold_next_to_nothing_however_many_they_are(tmp_path: Path, layer
     held = {id(entry): entry for index, entry in enumerate(cache) if index not in shard.span}
     assert sum(getattr(entry, "nbytes", 0) for entry in held.values() if entry.keys is not None) < 1024
     assert {entry.offset for entry in cache} == {len(PROMPT)}
+
+
+def over_the_wire(message: Hidden) -> Hidden:
+    payload = b"".join(bytes(part) for part in encode(Tell(ActorRef("b", "/stages/1"), message)))
+    signal = decode(payload)
+    assert isinstance(signal, Tell)
+    assert isinstance(signal.message, Hidden)
+    return signal.message
+
+
+@pytest.mark.parametrize("module", ["deepseek_v41", "gemma4_text", "kimi_k3"])
+def test_what_else_layers_hand_on_travels_with_the_hidden_state(module: str) -> None:
+    config = tiny_config(module)
+    model = RandomModel({"crossing": CrossingFamily()}, Checkpoint(path=Path(module), config=config, tensors={}))
+    total = model.layers
+    whole = Alone(model.stage(LayerSpan.whole(total)))
+    first, second = (Alone(model.stage(LayerSpan(start, stop, total))) for start, stop in ((0, 4), (4, total)))
+    for position, tokens, sample in (
+        (0, PROMPT[:20], False),
+        (20, PROMPT[20:24], False),
+        (24, PROMPT[24:], True),
+        (25, (7,), True),
+    ):
+        hidden = first.start(position, tokens, sample=sample)()
+        assert isinstance(hidden, Hidden)
+        assert len(hidden.state) > 1
+        assert second.work.step(over_the_wire(hidden))() == whole.start(position, tokens, sample=sample)()
+
+
+def test_a_step_without_its_hidden_state_is_refused(tiny: Path) -> None:
+    sequence = Alone(load(tiny, 2, 4))
+    with pytest.raises(ProtocolError, match="without its hidden state"):
+        sequence.work.step(Hidden(9, 1, ((1, 0),), (), to_tensors({"other": mx.zeros((1, 1, 64))})))
