@@ -9,7 +9,7 @@ from runtime.inference.caches import extended, merged
 from runtime.inference.shard import Shard
 from runtime.spi import Checkpoint, LayerSpan, ModelFamily
 
-WRONG = frozenset({"afm7", "minimax_m3_vl"})
+WRONG = frozenset({"afm7", "minimax_m3_vl", "recurrent_gemma"})
 """Types of models that take a batch and give its rows other numbers than alone, as of mlx-lm 0.32.2."""
 
 
@@ -20,7 +20,7 @@ def reason_against(family: ModelFamily, checkpoint: Checkpoint) -> str | None:
     batch is run through the whole model, without weights and without ever evaluating it. On the compute thread.
     """
     if checkpoint.model_type in WRONG:
-        return f"mlx-lm computes batches of {checkpoint.model_type} wrongly"
+        return f"in a batch mlx-lm's {checkpoint.model_type} gives other numbers than alone"
     layers = LayerSpan.whole(checkpoint.num_layers)
     model = family.build(checkpoint.config, checkpoint.tensors or None)
     shard = Shard(model, layers, family.layer_calls(checkpoint.config))

@@ -18,13 +18,14 @@ __all__ = ["kernels_of_metal"]
 
 PROMPTS = (tuple(range(5, 17)), (7,), tuple(range(3, 40, 2)), tuple(range(11, 18)))
 ALONE = {
-    "afm7": "wrongly",
+    "afm7": "other numbers",
     "deepseek_v41": "LayerCache",
     "gemma2": "broadcast",
     "gpt_bigcode": "length-1 arrays",
     "llama4": "ChunkedKVCache",
-    "minimax_m3_vl": "wrongly",
+    "minimax_m3_vl": "other numbers",
     "phi3small": "broadcast",
+    "recurrent_gemma": "other numbers",
 }
 """Models that take one sequence at a time, and a part of the reason."""
 
