@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
@@ -66,9 +66,9 @@ def read_grant(frame: bytes) -> tuple[Lane, Grant] | None:
     return Lane(lane), Grant(messages, size)
 
 
-def batch_frame(sequence: int, payloads: Sequence[bytes]) -> bytes:
+def batch_frame(sequence: int, payloads: Sequence[Buffer]) -> bytes:
     """Return one frame with small payloads, the first of which is number ``sequence`` of its lane."""
-    pieces = [_BATCH_LAYOUT.pack(_BATCH, len(payloads), sequence)]
+    pieces: list[Buffer] = [_BATCH_LAYOUT.pack(_BATCH, len(payloads), sequence)]
     for payload in payloads:
         pieces.append(_LENGTH.pack(len(payload)))
         pieces.append(payload)
@@ -101,20 +101,17 @@ def payload_frames(sequence: int, parts: Sequence[Buffer], size: int) -> Iterato
         yield b"".join(pending)
 
 
-class Opened(msgspec.Struct, frozen=True):
-    """Payloads that a frame begins."""
-
-    sequence: int
-    """Number of the first."""
-    sizes: tuple[int, ...]
+Begin = Callable[[int, Sequence[int]], None]
+"""Told of the payloads that a frame begins, by the number of the first and the size of each; it may refuse them."""
 
 
 class Reassembler:
     """Puts the frames of one lane together again."""
 
-    def __init__(self, limit: int) -> None:
-        """Refuse payloads of more than ``limit`` bytes."""
+    def __init__(self, limit: int, begin: Begin) -> None:
+        """Refuse payloads of more than ``limit`` bytes. ``begin`` is called before anything is kept of a payload."""
         self._limit = limit
+        self._begin = begin
         self._partial: mmap.mmap | list[Buffer] | None = None
         self._total = 0
         self._received = 0
@@ -124,35 +121,60 @@ class Reassembler:
         """Whether a payload has begun and is not complete: the next frame is a raw one."""
         return self._partial is not None
 
-    def open(self, frame: bytes) -> Opened | None:
-        """Say which payloads the next frame begins, before anything is kept of it; None if it is a raw one.
+    def feed(self, frame: bytes) -> list[memoryview]:
+        """Take the next frame; return the payloads that it completes.
 
         Raises:
-            ProtocolError: the frame is malformed, or a payload is too large.
+            ProtocolError: the frame is malformed, a payload is too large, or it does not fit what came before.
         """
         if not 0 < len(frame) <= MAX_FRAME:
             raise ProtocolError(f"a frame has 1 to {MAX_FRAME} bytes, not {len(frame)}")
+        view = memoryview(frame).toreadonly()
         if self._partial is not None:
-            return None
-        if frame[0] == _BATCH:
-            return self._open_batch(frame)
-        if frame[0] == _HEAD:
-            return self._open_head(frame)
-        raise ProtocolError(f"a frame of kind {frame[0]} is not part of this protocol version")
-
-    def feed(self, frame: bytes) -> list[memoryview]:
-        """Take the next frame, which :meth:`open` has passed; return the payloads that it completes.
-
-        Raises:
-            ProtocolError: it does not fit what came before.
-        """
-        if self._partial is not None:
-            return self._append(self._partial, memoryview(frame))
-        view = memoryview(frame)
+            return self._append(self._partial, view)
         if frame[0] == _BATCH:
             return self._split(view)
-        _, _, total = _HEAD_LAYOUT.unpack_from(frame)
-        start = view[HEAD_HEADER:]
+        if frame[0] == _HEAD:
+            return self._open(view)
+        raise ProtocolError(f"a frame of kind {frame[0]} is not part of this protocol version")
+
+    def _split(self, frame: memoryview) -> list[memoryview]:
+        """Take a batch apart."""
+        end = len(frame)
+        if end < BATCH_HEADER or any(frame[1:4]):
+            raise ProtocolError("the header of a batch is malformed")
+        _, count, sequence = _BATCH_LAYOUT.unpack_from(frame)
+        if not 0 < count <= MAX_BATCH:
+            raise ProtocolError(f"a batch has 1 to {MAX_BATCH} payloads, not {count}")
+        start = BATCH_HEADER
+        sizes = []
+        payloads = []
+        for _ in range(count):
+            if start + _LENGTH.size > end:
+                raise ProtocolError("a batch ends within a payload")
+            size: int = _LENGTH.unpack_from(frame, start)[0]
+            if not 0 < size <= self._limit:
+                raise self._unfit(size)
+            start += _LENGTH.size
+            sizes.append(size)
+            payloads.append(frame[start : start + size])
+            start += size
+        if start != end:
+            raise ProtocolError(f"a batch of {end} bytes has payloads up to byte {start}")
+        self._begin(sequence, sizes)
+        return payloads
+
+    def _open(self, frame: memoryview) -> list[memoryview]:
+        """Begin a payload that may be larger than its first frame."""
+        if len(frame) < HEAD_HEADER or any(frame[1:8]) or any(frame[24:32]):
+            raise ProtocolError("the header of a payload is malformed")
+        _, sequence, total = _HEAD_LAYOUT.unpack_from(frame)
+        if not 0 < total <= self._limit:
+            raise self._unfit(total)
+        start = frame[HEAD_HEADER:]
+        if len(start) > total:
+            raise ProtocolError(f"a payload of {total} bytes came with {len(start)}")
+        self._begin(sequence, (total,))
         if len(start) == total:
             return [start]
         # Neither takes memory for what a peer merely declares. Joining costs room for the payload twice, for a moment,
@@ -161,38 +183,10 @@ class Reassembler:
         self._total, self._received = total, 0
         return self._append(self._partial, start)
 
-    def _open_batch(self, frame: bytes) -> Opened:
-        if len(frame) < BATCH_HEADER or any(frame[1:4]):
-            raise ProtocolError("the header of a batch is malformed")
-        _, count, sequence = _BATCH_LAYOUT.unpack_from(frame)
-        if not 0 < count <= MAX_BATCH:
-            raise ProtocolError(f"a batch has 1 to {MAX_BATCH} payloads, not {count}")
-        at = BATCH_HEADER
-        sizes = []
-        for _ in range(count):
-            if at + _LENGTH.size > len(frame):
-                raise ProtocolError("a batch ends within a payload")
-            size: int = _LENGTH.unpack_from(frame, at)[0]
-            at += _LENGTH.size + size
-            sizes.append(self._permitted(size))
-        if at != len(frame):
-            raise ProtocolError(f"a batch of {len(frame)} bytes has payloads up to byte {at}")
-        return Opened(sequence, tuple(sizes))
-
-    def _open_head(self, frame: bytes) -> Opened:
-        if len(frame) < HEAD_HEADER or any(frame[1:8]) or any(frame[24:32]):
-            raise ProtocolError("the header of a payload is malformed")
-        _, sequence, total = _HEAD_LAYOUT.unpack_from(frame)
-        if len(frame) - HEAD_HEADER > self._permitted(total):
-            raise ProtocolError(f"a payload of {total} bytes came with {len(frame) - HEAD_HEADER}")
-        return Opened(sequence, (total,))
-
-    def _permitted(self, size: int) -> int:
-        if size > self._limit:
-            raise ProtocolError(f"a message of {size} bytes is over the limit of {self._limit}")
-        if size == 0:
-            raise ProtocolError("a payload is empty")
-        return size
+    def _unfit(self, size: int) -> ProtocolError:
+        if size:
+            return ProtocolError(f"a message of {size} bytes is over the limit of {self._limit}")
+        return ProtocolError("a payload is empty")
 
     def _append(self, partial: mmap.mmap | list[Buffer], chunk: memoryview) -> list[memoryview]:
         end = self._received + len(chunk)
@@ -207,13 +201,3 @@ class Reassembler:
             return []
         self._partial = None
         return [memoryview(b"".join(partial) if isinstance(partial, list) else partial).toreadonly()]
-
-    @staticmethod
-    def _split(view: memoryview) -> list[memoryview]:
-        at = BATCH_HEADER
-        payloads = []
-        while at < len(view):
-            start = at + _LENGTH.size
-            at = start + _LENGTH.unpack_from(view, at)[0]
-            payloads.append(view[start:at])
-        return payloads

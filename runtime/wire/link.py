@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -15,9 +16,19 @@ from runtime.wire.codec import UnknownMessage, decode, encode
 from runtime.wire.connection import NORMAL, POLICY, Connection, ConnectionEnded
 from runtime.wire.limits import Limits
 from runtime.wire.session import LaneTraffic, Session
+from runtime.wire.tensor import Buffer
 
 MOMENT = 50e-6
 """Seconds in which messages are put together rather than each sent at once."""
+
+_AWAITED = frozenset({Ask, Answer, Failure})
+"""Kinds of signals that somebody waits for."""
+_VITAL = frozenset({Answer, Failure, Watch, Unwatch, Gone})
+"""Kinds of signals whose loss would leave somebody waiting for ever.
+
+They are few, and have room of their own: a peer that does not even take those is as good as gone. An answer that is
+refused on the bulk lane becomes a failure on the control lane.
+"""
 
 
 class PeerInfo(msgspec.Struct, frozen=True):
@@ -111,38 +122,35 @@ class Link:
                 f"a message of {size} bytes for node {self.peer.node} is over the limit of the "
                 f"{lane.name.lower()} lane, {self._largest[lane]} bytes"
             )
-        # Life signs and answers are few, and losing one would leave somebody waiting for ever: they have room of
-        # their own, and a peer that does not even take those is as good as gone. An answer that is refused on the
-        # bulk lane becomes a failure on the control lane.
-        vital = isinstance(signal, Answer | Failure | Watch | Unwatch | Gone)
-        awaited = lane is Lane.CONTROL and isinstance(signal, Ask | Answer | Failure)
+        kind = type(signal)
+        if kind in _AWAITED and lane is Lane.CONTROL and self._send_at_once(parts, size):
+            return
         try:
-            self._session.put(lane, parts, size, share=2 if vital else 1)
+            self._session.put(lane, parts, size, share=2 if kind in _VITAL else 1)
         except MailboxFull as full:
-            if vital and lane is Lane.CONTROL:
+            if kind in _VITAL and lane is Lane.CONTROL:
                 self.close(f"it does not read: {full}")
             raise MailboxFull(f"the link to node {self.peer.node} is full: {full}") from None
         self._flushed.clear()
-        if awaited:
-            self._send_at_once()
 
-    def _send_at_once(self) -> None:
-        """Send what waits on control within the caller's own turn: somebody waits for it.
+    def _send_at_once(self, parts: list[Buffer], size: int) -> bool:
+        """Send what somebody waits for within the caller's own turn, if nothing goes before it on control.
 
         Many such messages within a moment are left to the writer, which puts them into one frame.
         """
-        connection, work = self._connections[Lane.CONTROL], self._work[Lane.CONTROL]
+        connection = self._connections[Lane.CONTROL]
         now = self._loop.time()
-        if now < self._next_at_once or work is None or not connection.writable:
-            return
+        if now < self._next_at_once or self._work[Lane.CONTROL] is None or not connection.writable:
+            return False
+        frame = self._session.at_once(Lane.CONTROL, parts, size)
+        if frame is None:
+            return False
         self._next_at_once = now + MOMENT
+        connection.send_now(frame)
         traffic = self._traffic[Lane.CONTROL]
-        for frame in self._session.frames(Lane.CONTROL):
-            connection.send_now(frame)
-            traffic.frames_out += 1
-            traffic.bytes_out += len(frame)
-        if self._session.idle():
-            self._flushed.set()
+        traffic.frames_out += 1
+        traffic.bytes_out += len(frame)
+        return True
 
     def traffic(self, lane: Lane) -> LaneTraffic:
         """Return what a lane has carried so far, and what it holds."""
@@ -218,17 +226,15 @@ class Link:
             work.set_result(None)
 
     async def _read(self, lane: Lane) -> None:
-        connection, traffic = self._connections[lane], self._traffic[lane]
-        while True:
-            frame = await connection.recv()
-            self.last_received = self._loop.time()
-            traffic.frames_in += 1
-            traffic.bytes_in += len(frame)
-            taken = self._take_all(lane, self._session.feed(lane, frame))
-            del frame  # or it would stay in memory until the next one comes
-            if lane is Lane.BULK or taken > 1:
-                # Frames that are here already come without waiting; let the actors at what they have got.
-                await asyncio.sleep(0)
+        await self._connections[lane].deliver(partial(self._receive, lane))
+
+    def _receive(self, lane: Lane, frame: bytes) -> bool:
+        """Take a frame, and say whether the next may follow before the actors get at what came in this one."""
+        traffic = self._traffic[lane]
+        self.last_received = self._loop.time()
+        traffic.frames_in += 1
+        traffic.bytes_in += len(frame)
+        return self._take_all(lane, self._session.feed(lane, frame)) <= 1 and lane is Lane.CONTROL
 
     def _take_all(self, lane: Lane, payloads: list[memoryview]) -> int:
         """Deliver what a frame has completed, and return how much that was.

@@ -31,6 +31,9 @@ from runtime.wire.websocket import WebSockets
 QUIET = 30.0
 """Seconds in which the refusal of one host for one reason is logged once."""
 
+_ADDRESSED = (Tell, Ask, Watch, Unwatch, Gone)
+"""Kinds of signals that name an actor: of the node that receives them, but for Gone, which is about the sender's."""
+
 
 class _HalfOpen:
     """An accepted control connection that waits for its bulk connection."""
@@ -358,16 +361,12 @@ class Network:
 
     def _deliver(self, link: Link, signal: Signal, consumed: Callable[[], None] | None) -> None:
         """Hand a signal to the system, once its addressing is found to be the peer's to use."""
-        match signal:
-            case Tell(target) | Ask(target) | Watch(target) | Unwatch(target):
-                expected = self._system.node
-            case Gone(target):
-                expected = link.peer.node
-            case _:
-                self._system.deliver(link.peer.node, signal, consumed)
-                return
-        if target.node != expected:
-            raise ProtocolError(f"a {type(signal).__name__} for {target} came, and only {expected} may stand there")
+        if isinstance(signal, _ADDRESSED):
+            expected = link.peer.node if type(signal) is Gone else self._system.node
+            if signal.target.node != expected:
+                raise ProtocolError(
+                    f"a {type(signal).__name__} for {signal.target} came, and only {expected} may stand there"
+                )
         self._system.deliver(link.peer.node, signal, consumed)
 
     def _identity(self) -> Identity:

@@ -7,8 +7,7 @@ called back when there is something to send.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
-from itertools import islice
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
@@ -61,6 +60,7 @@ class Session:
             Lane.CONTROL: _Inlet(limits.control_message, Window(limits.credit_messages, limits.control_credit)),
             Lane.BULK: _Inlet(limits.bulk_message, Window(limits.credit_messages, limits.bulk_credit)),
         }
+        self._inlets = tuple(self._in.values())
 
     def put(self, lane: Lane, parts: list[Buffer], size: int, share: int = 1) -> None:
         """Queue a payload of ``size`` bytes, unless the lane's queue is fuller than ``share`` times its bounds.
@@ -76,6 +76,12 @@ class Session:
             )
         outlet.put(parts, size)
         self._wake(lane)
+
+    def at_once(self, lane: Lane, parts: list[Buffer], size: int) -> bytes | None:
+        """Return the frame of a small payload that need not be queued, to be sent now; None if it must wait."""
+        if lane is Lane.CONTROL and any(inlet.allowance.worth_granting for inlet in self._inlets):
+            return None  # grants go first
+        return self._out[lane].at_once(parts, size)
 
     def frames(self, lane: Lane) -> Iterator[Buffer]:
         """Make the frames that may be sent now. Asking for the next one says that the one before has been sent."""
@@ -96,12 +102,12 @@ class Session:
             ProtocolError: the frame is malformed, not in sequence, too large, or beyond its credit.
         """
         inlet = self._in[lane]
-        if lane is Lane.CONTROL and not inlet.partial and (found := read_grant(frame)) is not None:
+        if lane is Lane.CONTROL and not inlet.reassembler.partial and (found := read_grant(frame)) is not None:
             of, grant = found
             self._out[of].budget.raise_to(grant)
             self._wake(of)
             return []
-        return inlet.feed(frame)
+        return inlet.reassembler.feed(frame)
 
     def consumed(self, lane: Lane, size: int, messages: int = 1) -> None:
         """Take note that payloads of this size are done with; what the peer may send grows accordingly."""
@@ -155,30 +161,37 @@ class _Outlet:
 
     def burst(self) -> Iterator[Buffer] | None:
         """Take from the queue what goes next; None if nothing waits, or what waits has no credit."""
-        if not self._waiting or not self.budget.covers(self._waiting[0][1]):
+        if not self._waiting:
             return None
         parts, size = self._waiting[0]
-        return self._batch() if _is_small(parts, size) else self._single()
+        if not self.budget.spend(size):
+            return None
+        del self._waiting[0]
+        return self._batch(parts[0], size) if _is_small(parts, size) else self._single(parts, size)
 
-    def _single(self) -> Iterator[Buffer]:
-        parts, size = self._waiting.popleft()
-        self.budget.spend(size)
+    def at_once(self, parts: list[Buffer], size: int) -> bytes | None:
+        """Return the frame of a payload that nothing goes before; None if it has to wait, or is large."""
+        if self._waiting or not _is_small(parts, size) or not self.budget.spend(size):
+            return None
+        sequence, self._sequence = self._sequence, self._sequence + 1
+        return batch_frame(sequence, parts)
+
+    def _single(self, parts: list[Buffer], size: int) -> Iterator[Buffer]:
         sequence, self._sequence = self._sequence, self._sequence + 1
         yield from payload_frames(sequence, parts, size)
         self._sent(1, size)
 
-    def _batch(self) -> Iterator[Buffer]:
+    def _batch(self, first: Buffer, size: int) -> Iterator[Buffer]:
         """Put small payloads that follow one another into one frame."""
-        payloads: list[bytes] = []
-        total = 0
-        for parts, size in islice(self._waiting, MAX_BATCH):
-            if not _is_small(parts, size) or not self.budget.covers(size) or total + size > CHUNK_BYTES // 2:
+        waiting, spend = self._waiting, self.budget.spend
+        payloads, total = [first], size
+        while waiting and len(payloads) < MAX_BATCH:
+            parts, size = waiting[0]
+            if not _is_small(parts, size) or total + size > CHUNK_BYTES // 2 or not spend(size):
                 break
-            self.budget.spend(size)
-            payloads.append(bytes(parts[0]))
+            waiting.popleft()
+            payloads.append(parts[0])
             total += size
-        for _ in payloads:
-            self._waiting.popleft()
         sequence, self._sequence = self._sequence, self._sequence + len(payloads)
         yield batch_frame(sequence, payloads)
         self._sent(len(payloads), total)
@@ -193,22 +206,14 @@ class _Inlet:
 
     def __init__(self, largest: int, window: Window) -> None:
         self.allowance = Allowance(window)
-        self._reassembler = Reassembler(largest)
+        self.reassembler = Reassembler(largest, self._begin)
         self._next = 0
 
-    @property
-    def partial(self) -> bool:
-        return self._reassembler.partial
-
-    def feed(self, frame: bytes) -> list[memoryview]:
-        opened = self._reassembler.open(frame)
-        if opened is not None:
-            if opened.sequence != self._next:
-                raise ProtocolError(f"message {opened.sequence} came where message {self._next} was due")
-            self._next += len(opened.sizes)
-            for size in opened.sizes:
-                self.allowance.receive(size)
-        return self._reassembler.feed(frame)
+    def _begin(self, sequence: int, sizes: Sequence[int]) -> None:
+        if sequence != self._next:
+            raise ProtocolError(f"message {sequence} came where message {self._next} was due")
+        self._next += len(sizes)
+        self.allowance.receive(sizes)
 
 
 def _is_small(parts: list[Buffer], size: int) -> bool:

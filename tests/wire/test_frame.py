@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
@@ -14,7 +15,6 @@ from runtime.wire.frame import (
     MAX_BATCH,
     MAX_FRAME,
     Grant,
-    Opened,
     Reassembler,
     batch_frame,
     grant_frame,
@@ -33,9 +33,11 @@ def batch(count: int, rest: bytes = b"") -> bytes:
     return struct.pack("<B3xIQ", 1, count, 0) + rest
 
 
-def take(reassembler: Reassembler, frame: bytes) -> list[memoryview]:
-    reassembler.open(frame)
-    return reassembler.feed(frame)
+class Begun(list[tuple[int, tuple[int, ...]]]):
+    """What a reassembler said was begun."""
+
+    def __call__(self, sequence: int, sizes: Sequence[int]) -> None:
+        self.append((sequence, tuple(sizes)))
 
 
 @given(
@@ -46,9 +48,10 @@ def test_a_payload_is_the_same_after_being_cut_and_joined(sizes: list[int]) -> N
     whole = b"".join(parts)
     cut = [bytes(frame) for frame in payload_frames(7, parts, len(whole))]
     assert all(len(frame) <= MAX_FRAME for frame in cut)
-    reassembler = Reassembler(LIMIT)
-    assert reassembler.open(cut[0]) == Opened(7, (len(whole),))
-    results = [take(reassembler, frame) for frame in cut]
+    begun = Begun()
+    reassembler = Reassembler(LIMIT, begun)
+    results = [reassembler.feed(frame) for frame in cut]
+    assert begun == [(7, (len(whole),))]
     assert results[:-1] == [[]] * (len(cut) - 1)
     assert [bytes(payload) for payload in results[-1]] == [whole]
     assert not reassembler.partial
@@ -63,16 +66,16 @@ def test_the_bytes_of_a_tensor_go_out_as_they_lie_in_memory() -> None:
 
 def test_small_payloads_share_a_frame_and_are_not_copied_on_receipt() -> None:
     frame = batch_frame(3, [b"one", b"two", b"three"])
-    reassembler = Reassembler(LIMIT)
-    assert reassembler.open(frame) == Opened(3, (3, 3, 5))
-    payloads = reassembler.feed(frame)
+    begun = Begun()
+    payloads = Reassembler(LIMIT, begun).feed(frame)
+    assert begun == [(3, (3, 3, 5))]
     assert payloads == [b"one", b"two", b"three"]
     assert all(payload.obj is frame for payload in payloads)
 
 
 def test_a_payload_over_the_limit_is_refused_at_its_first_frame() -> None:
     with pytest.raises(ProtocolError, match="over the limit"):
-        Reassembler(LIMIT).open(head(0, LIMIT + 1) + bytes(CHUNK_BYTES))
+        Reassembler(LIMIT, Begun()).feed(head(0, LIMIT + 1) + bytes(CHUNK_BYTES))
 
 
 @pytest.mark.parametrize(
@@ -99,15 +102,15 @@ def test_a_payload_over_the_limit_is_refused_at_its_first_frame() -> None:
 )
 def test_a_malformed_frame_is_refused(frame: bytes, reason: str) -> None:
     with pytest.raises(ProtocolError, match=reason):
-        Reassembler(LIMIT).open(frame)
+        Reassembler(LIMIT, Begun()).feed(frame)
 
 
 @pytest.mark.parametrize("chunk", [bytes(6), bytes(CHUNK_BYTES + 1)])
 def test_a_raw_frame_that_does_not_fit_is_refused(chunk: bytes) -> None:
-    reassembler = Reassembler(LIMIT)
-    assert take(reassembler, head(0, CHUNK_BYTES + 5) + bytes(CHUNK_BYTES)) == []
+    reassembler = Reassembler(LIMIT, Begun())
+    assert reassembler.feed(head(0, CHUNK_BYTES + 5) + bytes(CHUNK_BYTES)) == []
     with pytest.raises(ProtocolError, match="got a frame of"):
-        take(reassembler, chunk)
+        reassembler.feed(chunk)
 
 
 def test_a_grant_is_read_back_and_a_malformed_one_refused() -> None:
