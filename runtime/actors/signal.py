@@ -93,12 +93,3 @@ class Transport(Protocol):
             PeerUnreachable: there is no link to that node.
             MailboxFull: the link's queue is full.
         """
-
-
-def lane_of(signal: Signal) -> Lane:
-    """Return the lane that a signal belongs on: the message's own, else control."""
-    match signal:
-        case Tell(message=message) | Ask(message=message) | Answer(value=Message() as message):
-            return message.lane
-        case _:
-            return Lane.CONTROL

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import mmap
 import struct
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
@@ -29,8 +30,8 @@ MAX_BATCH = 64
 """The most payloads in a batch: no more than a busy actor handles in one turn of the loop."""
 SMALL = 4096
 """The largest payload that is put into a batch. What is larger gains nothing by it."""
-JOINED = 16 * 1024 * 1024
-"""The largest payload that is put together at its end, from its chunks, and not as they come."""
+KEPT = 16 * 1024 * 1024
+"""Bytes of memory for payloads of several frames that are kept for the next ones, for each lane of a link."""
 
 _BATCH, _HEAD, _GRANT = 1, 2, 3
 _BATCH_LAYOUT = struct.Struct("<B3xIQ")
@@ -112,7 +113,8 @@ class Reassembler:
         """Refuse payloads of more than ``limit`` bytes. ``begin`` is called before anything is kept of a payload."""
         self._limit = limit
         self._begin = begin
-        self._partial: mmap.mmap | list[Buffer] | None = None
+        self._partial: bytearray | mmap.mmap | None = None
+        self._buffers = _Buffers()
         self._total = 0
         self._received = 0
 
@@ -177,9 +179,7 @@ class Reassembler:
         self._begin(sequence, (total,))
         if len(start) == total:
             return [start]
-        # Neither takes memory for what a peer merely declares. Joining costs room for the payload twice, for a moment,
-        # and was measured twice as fast: the allocator hands out memory again whose pages are there already.
-        self._partial = [] if total <= JOINED else mmap.mmap(-1, total)
+        self._partial = self._buffers.take(total)
         self._total, self._received = total, 0
         return self._append(self._partial, start)
 
@@ -188,16 +188,54 @@ class Reassembler:
             return ProtocolError(f"a message of {size} bytes is over the limit of {self._limit}")
         return ProtocolError("a payload is empty")
 
-    def _append(self, partial: mmap.mmap | list[Buffer], chunk: memoryview) -> list[memoryview]:
+    def _append(self, partial: bytearray | mmap.mmap, chunk: memoryview) -> list[memoryview]:
         end = self._received + len(chunk)
         if end > self._total or len(chunk) > CHUNK_BYTES:
             raise ProtocolError(f"a payload of {self._total} bytes got a frame of {len(chunk)} at {self._received}")
-        if isinstance(partial, list):
-            partial.append(chunk)
-        else:
-            partial[self._received : end] = chunk
+        partial[self._received : end] = chunk
         self._received = end
         if end < self._total:
             return []
         self._partial = None
-        return [memoryview(b"".join(partial) if isinstance(partial, list) else partial).toreadonly()]
+        return [self._buffers.finish(partial, end)]
+
+
+class _Buffers:
+    """Room for payloads that come in several frames, used again when nobody looks at what was in it.
+
+    The system hands out fresh memory page by page as it is written, which was measured to cost more than the copying.
+    New room grows with what is written: what a peer merely declares takes no memory.
+    """
+
+    def __init__(self) -> None:
+        self._kept: deque[bytearray] = deque()
+        self._size = 0
+
+    def take(self, size: int) -> bytearray | mmap.mmap:
+        """Return room for a payload of this size, which may be longer."""
+        for buffer in self._kept:
+            if size <= len(buffer) <= 2 * size and _is_unused(buffer):
+                self._kept.remove(buffer)
+                self._size -= len(buffer)
+                return buffer
+        return bytearray() if size <= KEPT else mmap.mmap(-1, size)
+
+    def finish(self, buffer: bytearray | mmap.mmap, size: int) -> memoryview:
+        """Return the payload of this size, and keep the room for a later one."""
+        view = memoryview(buffer)[:size].toreadonly()
+        if isinstance(buffer, bytearray):
+            self._kept.append(buffer)
+            self._size += len(buffer)
+            while self._size > KEPT:
+                self._size -= len(self._kept.popleft())
+        return view
+
+
+def _is_unused(buffer: bytearray) -> bool:
+    """Whether there is no view of it: only then may its length change."""
+    try:
+        buffer.append(0)
+    except BufferError:
+        return False
+    del buffer[-1]
+    return True

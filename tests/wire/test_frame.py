@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import struct
+import tracemalloc
 from collections.abc import Sequence
 
 import pytest
@@ -12,6 +13,7 @@ from runtime.errors import ProtocolError
 from runtime.wire.frame import (
     CHUNK_BYTES,
     HEAD_HEADER,
+    KEPT,
     MAX_BATCH,
     MAX_FRAME,
     Grant,
@@ -111,6 +113,47 @@ def test_a_raw_frame_that_does_not_fit_is_refused(chunk: bytes) -> None:
     assert reassembler.feed(head(0, CHUNK_BYTES + 5) + bytes(CHUNK_BYTES)) == []
     with pytest.raises(ProtocolError, match="got a frame of"):
         reassembler.feed(chunk)
+
+
+def feed_all(reassembler: Reassembler, payload: bytes) -> memoryview:
+    """Cut a payload, put it together again, and return it."""
+    (whole,) = [
+        whole for frame in payload_frames(0, [payload], len(payload)) for whole in reassembler.feed(bytes(frame))
+    ]
+    return whole
+
+
+def test_what_was_received_stays_as_it_is_while_somebody_looks_at_it() -> None:
+    reassembler = Reassembler(LIMIT, Begun())
+    size = 3 * CHUNK_BYTES
+    kept = [feed_all(reassembler, bytes([number]) * size)[number : size - number] for number in range(8)]
+    assert all(bytes(view) == bytes([number]) * (size - 2 * number) for number, view in enumerate(kept))
+    assert all(view.readonly for view in kept)
+
+
+def test_memory_is_used_again_once_nobody_looks_at_it() -> None:
+    reassembler = Reassembler(LIMIT, Begun())
+    memory = feed_all(reassembler, b"a" * (3 * CHUNK_BYTES)).obj
+    again = feed_all(reassembler, b"b" * (2 * CHUNK_BYTES))
+    assert again.obj is memory
+    assert bytes(again) == b"b" * (2 * CHUNK_BYTES)
+
+
+def test_the_memory_that_is_kept_is_bounded_and_none_is_taken_for_what_is_only_declared() -> None:
+    payload = bytes(KEPT // 2)
+    reassembler = Reassembler(8 * KEPT, Begun())
+    tracemalloc.start()
+    try:
+        kept = [feed_all(reassembler, payload) for _ in range(5)]
+        assert tracemalloc.get_traced_memory()[0] > 5 * len(payload)
+        kept.clear()
+        assert tracemalloc.get_traced_memory()[0] < KEPT * 1.3
+        before = tracemalloc.get_traced_memory()[0]
+        another = Reassembler(8 * KEPT, Begun())
+        assert another.feed(head(0, KEPT) + bytes(CHUNK_BYTES)) == []
+        assert tracemalloc.get_traced_memory()[0] < before + 4 * CHUNK_BYTES
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_grant_is_read_back_and_a_malformed_one_refused() -> None:
