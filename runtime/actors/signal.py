@@ -93,3 +93,6 @@ class Transport(Protocol):
             PeerUnreachable: there is no link to that node.
             MailboxFull: the link's queue is full.
         """
+
+    async def room(self, node: str, lane: Lane) -> None:
+        """Wait until the queue that was found full has room again, or its link is gone."""

@@ -218,7 +218,7 @@ class ActorSystem:
     async def send(self, target: ActorRef, message: Message) -> None:
         """Queue a message, waiting for room; see :meth:`runtime.actors.actor.Context.send`."""
         if target.node != self.node:
-            self.tell(target, message)
+            await self._outside.send_patiently(target.node, Tell(target, message), message.lane)
             return
         cell = self._admitting(target)
         try:

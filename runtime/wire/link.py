@@ -92,6 +92,8 @@ class Link:
         self._work: dict[Lane, asyncio.Future[None] | None] = dict.fromkeys(Lane)
         self._next_at_once = 0.0
         """When a message may next be sent at once, on the event loop's clock."""
+        self._roomy = {lane: asyncio.Event() for lane in Lane}
+        """Not set while somebody may wait for room in a lane's queue."""
         self._flushed = asyncio.Event()
         self._flushed.set()
         self._deliver = deliver
@@ -130,6 +132,7 @@ class Link:
         except MailboxFull as full:
             if kind in _VITAL and lane is Lane.CONTROL:
                 self.close(f"it does not read: {full}")
+            self._roomy[lane].clear()
             raise MailboxFull(f"the link to node {self.peer.node} is full: {full}") from None
         self._flushed.clear()
 
@@ -157,6 +160,10 @@ class Link:
         self._session.report(lane, self._traffic[lane])
         return msgspec.structs.replace(self._traffic[lane])
 
+    async def room(self, lane: Lane) -> None:
+        """Wait until the queue that refused a message has room again, or the session is over."""
+        await self._roomy[lane].wait()
+
     async def flush(self) -> None:
         """Wait until everything queued is written, or the session is over."""
         await self._flushed.wait()
@@ -167,6 +174,8 @@ class Link:
             return
         self.closed.set()
         self._flushed.set()
+        for roomy in self._roomy.values():
+            roomy.set()
         this = asyncio.current_task()
         for task in self._tasks:
             if task is not this:
@@ -202,7 +211,7 @@ class Link:
             self.close(f"internal error: {error!r}", POLICY)
 
     async def _write(self, lane: Lane, first: bytes | None) -> None:
-        connection, traffic = self._connections[lane], self._traffic[lane]
+        connection, traffic, roomy = self._connections[lane], self._traffic[lane], self._roomy[lane]
         loop = asyncio.get_running_loop()
         if first is not None:
             await connection.send(first)
@@ -211,9 +220,13 @@ class Link:
                 await connection.send(frame)
                 traffic.frames_out += 1
                 traffic.bytes_out += len(frame)
+                if self._session.has_room(lane):
+                    roomy.set()
                 if lane is Lane.BULK:
                     # A connection with room in its buffers does not wait, and would keep the loop to itself.
                     await asyncio.sleep(0)
+            if self._session.has_room(lane):
+                roomy.set()
             if self._session.idle():
                 self._flushed.set()
             self._work[lane] = work = loop.create_future()

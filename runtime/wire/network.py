@@ -199,6 +199,12 @@ class Network:
             raise PeerUnreachable(f"there is no link to node {node}")
         link.send(signal, lane)
 
+    async def room(self, node: str, lane: Lane) -> None:
+        """Wait until the queue of a link has room again, or the link is gone; see :class:`runtime.actors.Transport`."""
+        link = self._links.get(node)
+        if link is not None:
+            await link.room(lane)
+
     # -- sessions that this node dials ------------------------------------------------------------------------------
 
     async def _open(self, address: str) -> Link:

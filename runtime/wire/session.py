@@ -116,6 +116,10 @@ class Session:
         if inlet.allowance.worth_granting:
             self._wake(Lane.CONTROL)
 
+    def has_room(self, lane: Lane) -> bool:
+        """Whether at most half of a lane's queue is taken."""
+        return self._out[lane].is_half_empty
+
     def idle(self) -> bool:
         """Whether nothing waits to be sent on either lane."""
         return not any(outlet.messages for outlet in self._out.values())
@@ -147,6 +151,10 @@ class _Outlet:
         self._most_bytes = most_bytes
         self._waiting: deque[tuple[list[Buffer], int]] = deque()
         self._sequence = 0
+
+    @property
+    def is_half_empty(self) -> bool:
+        return 2 * self.messages <= self._most_messages and 2 * self.size <= self._most_bytes
 
     def has_room(self, size: int, share: int) -> bool:
         """Whether one more payload is taken: as the bounds say, or because it is the only one."""
