@@ -34,7 +34,7 @@ KEPT = 16 * 1024 * 1024
 """Bytes of memory for payloads of several frames that are kept for the next ones, for each lane of a link."""
 
 _BATCH, _HEAD, _GRANT = 1, 2, 3
-_BATCH_LAYOUT = struct.Struct("<B3xIQ")
+_BATCH_LAYOUT = struct.Struct("<IIQ")  # the kind, and three bytes that are zero
 _HEAD_LAYOUT = struct.Struct("<B7xQQ8x")
 _GRANT_LAYOUT = struct.Struct("<BB6xQQ")
 _LENGTH = struct.Struct("<I")
@@ -143,9 +143,11 @@ class Reassembler:
     def _split(self, frame: memoryview) -> list[memoryview]:
         """Take a batch apart."""
         end = len(frame)
-        if end < BATCH_HEADER or any(frame[1:4]):
+        if end < BATCH_HEADER:
             raise ProtocolError("the header of a batch is malformed")
-        _, count, sequence = _BATCH_LAYOUT.unpack_from(frame)
+        kind, count, sequence = _BATCH_LAYOUT.unpack_from(frame)
+        if kind != _BATCH:
+            raise ProtocolError("the header of a batch is malformed")
         if not 0 < count <= MAX_BATCH:
             raise ProtocolError(f"a batch has 1 to {MAX_BATCH} payloads, not {count}")
         start = BATCH_HEADER
@@ -213,7 +215,7 @@ class _Buffers:
 
     def take(self, size: int) -> bytearray | mmap.mmap:
         """Return room for a payload of this size, which may be longer."""
-        for buffer in self._kept:
+        for buffer in reversed(self._kept):  # the last one may still be in the processor's caches
             if size <= len(buffer) <= 2 * size and _is_unused(buffer):
                 self._kept.remove(buffer)
                 self._size -= len(buffer)

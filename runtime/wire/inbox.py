@@ -80,24 +80,25 @@ class Inbox:
         self._regulate()
 
     def _hand_over(self, take: Take) -> None:
-        for _ in range(TURN):
+        handed = 0
+        more = True
+        while self._frames and more and handed < TURN:
             if self._done.done():
                 return  # what was handed over has ended the session
-            if not self._frames:
-                break
+            handed += 1
             try:
                 more = take(self._frames.popleft())
             except Exception as error:  # noqa: BLE001 - it is raised again in deliver
                 if not self._done.done():
                     self._done.set_exception(error)
                 return
-            if not more:
-                break
-        if self._frames:
+        if self._ended is not None and not self._frames:
+            if not self._done.done():
+                self._done.set_exception(self._ended)
+        elif handed > 1 or not more:
+            # More may arrive within this turn, and has to wait all the same. A frame by itself needs no such care.
             self._resting = True
             self._loop.call_soon(self._go_on)
-        elif self._ended is not None and not self._done.done():
-            self._done.set_exception(self._ended)
 
     def _go_on(self) -> None:
         self._resting = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from functools import partial
+from time import monotonic
 from typing import Any
 
 import msgspec
@@ -15,7 +16,7 @@ from runtime.errors import MailboxFull, PeerUnreachable, ProtocolError, RuntimeF
 from runtime.wire.codec import UnknownMessage, decode, encode
 from runtime.wire.connection import NORMAL, POLICY, Connection, ConnectionEnded
 from runtime.wire.limits import Limits
-from runtime.wire.session import LaneTraffic, Session
+from runtime.wire.session import BULK, CONTROL, LaneTraffic, Session
 from runtime.wire.tensor import Buffer
 
 MOMENT = 50e-6
@@ -85,13 +86,14 @@ class Link:
         self._loop = asyncio.get_running_loop()
         self.last_received = self._loop.time()
         """When the last frame came, on the event loop's clock."""
-        self._connections = {Lane.CONTROL: control, Lane.BULK: bulk}
-        self._largest = {Lane.CONTROL: limits.control_message, Lane.BULK: limits.bulk_message}
+        self._control = control
+        self._connections = {CONTROL: control, BULK: bulk}
+        self._largest = {CONTROL: limits.control_message, BULK: limits.bulk_message}
         self._traffic = {lane: LaneTraffic() for lane in Lane}
         self._session = Session(limits, self._wake)
         self._work: dict[Lane, asyncio.Future[None] | None] = dict.fromkeys(Lane)
         self._next_at_once = 0.0
-        """When a message may next be sent at once, on the event loop's clock."""
+        """When a message may next be sent at once, on the monotonic clock."""
         self._roomy = {lane: asyncio.Event() for lane in Lane}
         """Not set while somebody may wait for room in a lane's queue."""
         self._flushed = asyncio.Event()
@@ -104,7 +106,7 @@ class Link:
     def start(self, first: bytes | None = None) -> None:
         """Begin to read and write; ``first`` goes ahead of everything on the control lane."""
         for lane in Lane:
-            self._run(self._write(lane, first if lane is Lane.CONTROL else None), f"{lane.name.lower()} writer")
+            self._run(self._write(lane, first if lane is CONTROL else None), f"{lane.name.lower()} writer")
             self._run(self._read(lane), f"{lane.name.lower()} reader")
 
     def send(self, signal: Signal, lane: Lane) -> None:
@@ -125,12 +127,12 @@ class Link:
                 f"{lane.name.lower()} lane, {self._largest[lane]} bytes"
             )
         kind = type(signal)
-        if kind in _AWAITED and lane is Lane.CONTROL and self._send_at_once(parts, size):
+        if kind in _AWAITED and lane is CONTROL and self._send_at_once(parts, size):
             return
         try:
             self._session.put(lane, parts, size, share=2 if kind in _VITAL else 1)
         except MailboxFull as full:
-            if kind in _VITAL and lane is Lane.CONTROL:
+            if kind in _VITAL and lane is CONTROL:
                 self.close(f"it does not read: {full}")
             self._roomy[lane].clear()
             raise MailboxFull(f"the link to node {self.peer.node} is full: {full}") from None
@@ -141,16 +143,18 @@ class Link:
 
         Many such messages within a moment are left to the writer, which puts them into one frame.
         """
-        connection = self._connections[Lane.CONTROL]
-        now = self._loop.time()
-        if now < self._next_at_once or self._work[Lane.CONTROL] is None or not connection.writable:
+        connection = self._control
+        if self._work[CONTROL] is None or not connection.writable:
             return False
-        frame = self._session.at_once(Lane.CONTROL, parts, size)
+        now = monotonic()  # the event loop's clock may stand still within a turn, or be as coarse as a millisecond
+        if now < self._next_at_once:
+            return False
+        frame = self._session.at_once(CONTROL, parts, size)
         if frame is None:
             return False
         self._next_at_once = now + MOMENT
         connection.send_now(frame)
-        traffic = self._traffic[Lane.CONTROL]
+        traffic = self._traffic[CONTROL]
         traffic.frames_out += 1
         traffic.bytes_out += len(frame)
         return True
@@ -222,7 +226,7 @@ class Link:
                 traffic.bytes_out += len(frame)
                 if self._session.has_room(lane):
                     roomy.set()
-                if lane is Lane.BULK:
+                if lane is BULK:
                     # A connection with room in its buffers does not wait, and would keep the loop to itself.
                     await asyncio.sleep(0)
             if self._session.has_room(lane):
@@ -247,7 +251,7 @@ class Link:
         self.last_received = self._loop.time()
         traffic.frames_in += 1
         traffic.bytes_in += len(frame)
-        return self._take_all(lane, self._session.feed(lane, frame)) <= 1 and lane is Lane.CONTROL
+        return self._take_all(lane, self._session.feed(lane, frame)) <= 1 and lane is CONTROL
 
     def _take_all(self, lane: Lane, payloads: list[memoryview]) -> int:
         """Deliver what a frame has completed, and return how much that was.
@@ -255,10 +259,10 @@ class Link:
         No reference to a payload or its receipt may outlive this: they say when a message is done with.
         """
         for payload in payloads:
-            self._take(payload, _Receipt(self._loop, self._session, lane, len(payload)) if lane is Lane.BULK else None)
+            self._take(payload, _Receipt(self._loop, self._session, lane, len(payload)) if lane is BULK else None)
             if self.closed.is_set():
                 break  # what was delivered has ended the session: the rest of the frame belongs to no one
-        if payloads and lane is Lane.CONTROL:
+        if payloads and lane is CONTROL:
             # Consumed by the node itself, in whose mailboxes they are now: credit that one slow actor could use up
             # would silence the heartbeats that are sent beside it.
             self._session.consumed(lane, sum(map(len, payloads)), len(payloads))
@@ -276,6 +280,6 @@ class Link:
 
     def _answer_unknown(self, ask_id: int, fault: RuntimeFault) -> None:
         try:
-            self.send(Failure(ask_id, fault.code, fault.message), Lane.CONTROL)
+            self.send(Failure(ask_id, fault.code, fault.message), CONTROL)
         except (PeerUnreachable, MailboxFull) as unsent:
             logger.debug("the refusal of a message is not sent: {}", unsent)

@@ -16,7 +16,7 @@ from typing import Any
 
 from loguru import logger
 
-from runtime.actors import ActorSystem, Ask, Gone, Lane, Signal, Tell, Unwatch, Watch
+from runtime.actors import ActorRef, ActorSystem, Ask, Gone, Lane, Signal, Tell, Unwatch, Watch
 from runtime.errors import ConfigError, PeerUnreachable, ProtocolError
 from runtime.wire.address import format_address, parse_address, reachable_address
 from runtime.wire.connection import GOING_AWAY, Connection, Listener, Medium
@@ -31,7 +31,7 @@ from runtime.wire.websocket import WebSockets
 QUIET = 30.0
 """Seconds in which the refusal of one host for one reason is logged once."""
 
-_ADDRESSED = (Tell, Ask, Watch, Unwatch, Gone)
+_ADDRESSED = frozenset({Tell, Ask, Watch, Unwatch, Gone})
 """Kinds of signals that name an actor: of the node that receives them, but for Gone, which is about the sender's."""
 
 
@@ -367,12 +367,12 @@ class Network:
 
     def _deliver(self, link: Link, signal: Signal, consumed: Callable[[], None] | None) -> None:
         """Hand a signal to the system, once its addressing is found to be the peer's to use."""
-        if isinstance(signal, _ADDRESSED):
-            expected = link.peer.node if type(signal) is Gone else self._system.node
-            if signal.target.node != expected:
-                raise ProtocolError(
-                    f"a {type(signal).__name__} for {signal.target} came, and only {expected} may stand there"
-                )
+        kind = type(signal)
+        if kind in _ADDRESSED:
+            target: ActorRef = signal.target  # type: ignore[union-attr]  # these kinds have one
+            expected = link.peer.node if kind is Gone else self._system.node
+            if target.node != expected:
+                raise ProtocolError(f"a {kind.__name__} for {target} came, and only {expected} may stand there")
         self._system.deliver(link.peer.node, signal, consumed)
 
     def _identity(self) -> Identity:

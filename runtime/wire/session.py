@@ -27,6 +27,8 @@ from runtime.wire.frame import (
 from runtime.wire.limits import Limits
 from runtime.wire.tensor import Buffer
 
+CONTROL, BULK = Lane  # an attribute of an enum class is looked up slowly, and these are on the way of every frame
+
 
 class LaneTraffic(msgspec.Struct):
     """What one lane of one link has carried, and what it holds."""
@@ -53,14 +55,15 @@ class Session:
         """``wake`` is called when a lane may have frames to send that it did not have before."""
         self._wake = wake
         self._out = {
-            Lane.CONTROL: _Outlet(limits.queue_messages, limits.control_queue),
-            Lane.BULK: _Outlet(limits.queue_messages, limits.bulk_queue),
+            CONTROL: _Outlet(limits.queue_messages, limits.control_queue),
+            BULK: _Outlet(limits.queue_messages, limits.bulk_queue),
         }
         self._in = {
-            Lane.CONTROL: _Inlet(limits.control_message, Window(limits.credit_messages, limits.control_credit)),
-            Lane.BULK: _Inlet(limits.bulk_message, Window(limits.credit_messages, limits.bulk_credit)),
+            CONTROL: _Inlet(limits.control_message, Window(limits.credit_messages, limits.control_credit)),
+            BULK: _Inlet(limits.bulk_message, Window(limits.credit_messages, limits.bulk_credit)),
         }
-        self._inlets = tuple(self._in.values())
+        self._grants_due = True
+        """Whether there may be a grant to send: at the beginning there is one for each lane."""
 
     def put(self, lane: Lane, parts: list[Buffer], size: int, share: int = 1) -> None:
         """Queue a payload of ``size`` bytes, unless the lane's queue is fuller than ``share`` times its bounds.
@@ -79,15 +82,15 @@ class Session:
 
     def at_once(self, lane: Lane, parts: list[Buffer], size: int) -> bytes | None:
         """Return the frame of a small payload that need not be queued, to be sent now; None if it must wait."""
-        if lane is Lane.CONTROL and any(inlet.allowance.worth_granting for inlet in self._inlets):
-            return None  # grants go first
+        if self._grants_due:
+            return None  # they go first
         return self._out[lane].at_once(parts, size)
 
     def frames(self, lane: Lane) -> Iterator[Buffer]:
         """Make the frames that may be sent now. Asking for the next one says that the one before has been sent."""
         outlet = self._out[lane]
         while True:
-            if lane is Lane.CONTROL:
+            if lane is CONTROL and self._grants_due:
                 # Ahead of messages, and not under credit itself: what frees the peer never waits for the peer.
                 yield from self._grants()
             frames = outlet.burst()
@@ -102,7 +105,7 @@ class Session:
             ProtocolError: the frame is malformed, not in sequence, too large, or beyond its credit.
         """
         inlet = self._in[lane]
-        if lane is Lane.CONTROL and not inlet.reassembler.partial and (found := read_grant(frame)) is not None:
+        if lane is CONTROL and not inlet.reassembler.partial and (found := read_grant(frame)) is not None:
             of, grant = found
             self._out[of].budget.raise_to(grant)
             self._wake(of)
@@ -114,7 +117,8 @@ class Session:
         inlet = self._in[lane]
         inlet.allowance.consume(size, messages)
         if inlet.allowance.worth_granting:
-            self._wake(Lane.CONTROL)
+            self._grants_due = True
+            self._wake(CONTROL)
 
     def has_room(self, lane: Lane) -> bool:
         """Whether at most half of a lane's queue is taken."""
@@ -133,6 +137,7 @@ class Session:
         traffic.held_messages, traffic.held_bytes = held.messages, held.size
 
     def _grants(self) -> Iterator[bytes]:
+        self._grants_due = False
         for lane, inlet in self._in.items():
             grant = inlet.allowance.due()
             if grant is not None:

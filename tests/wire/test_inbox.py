@@ -62,6 +62,7 @@ async def test_what_came_before_anybody_took_it_goes_first_and_the_rest_as_it_co
     assert await source.inbox.recv() == b"1"
     delivering = asyncio.ensure_future(source.inbox.deliver(got))
     await turns(lambda: got == [b"2", b"3"])
+    await asyncio.sleep(0)
     source.arrive(b"4")
     assert got == [b"2", b"3", b"4"], "a frame is handed over within the turn in which it arrives"
     source.inbox.end(ConnectionEnded())
