@@ -10,11 +10,10 @@ import pytest
 
 from runtime.testing.models import tiny_llama
 from runtime.testing.processes import NodeProcess, eventually
-from tests.conftest import MODEL
+from tests.conftest import CAPITAL, MODEL, STORY
 
 pytestmark = pytest.mark.slow
 
-CAPITAL = "What is the capital of France?"
 GREEDY = {"temperature": 0, "num_predict": 16}
 
 
@@ -36,12 +35,13 @@ def test_chat_and_generate_answer_with_paris(ollama_client: ollama.Client) -> No
 
 
 def test_streamed_pieces_join_to_the_whole_text(ollama_client: ollama.Client) -> None:
-    parts = list(ollama_client.generate(MODEL, "Write a story about a fox.", options=GREEDY, stream=True))
-    whole = ollama_client.generate(MODEL, "Write a story about a fox.", options=GREEDY)
+    options = {"temperature": 0, "num_predict": 8}
+    parts = list(ollama_client.generate(MODEL, STORY, options=options, stream=True))
+    whole = ollama_client.generate(MODEL, STORY, options=options)
     assert "".join(part.response or "" for part in parts) == whole.response
     assert len(parts) > 5
     assert [part.done for part in parts] == [False] * (len(parts) - 1) + [True]
-    assert (parts[-1].done_reason, parts[-1].eval_count) == ("length", 16)
+    assert (parts[-1].done_reason, parts[-1].eval_count) == ("length", 8)
 
 
 def test_a_seed_decides_the_text(ollama_client: ollama.Client) -> None:
