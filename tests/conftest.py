@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -38,6 +39,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if isinstance(item, pytest.Function) and "nodes_folder" in item.fixturenames:
             item.add_marker(pytest.mark.xdist_group("nodes"))
+
+
+def pytest_collection_finish() -> None:
+    """Spare garbage collections what was imported: letting go of a model is one, and tests do it hundreds of times."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
