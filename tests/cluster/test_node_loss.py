@@ -45,7 +45,7 @@ def error_of(lines: Iterator[str]) -> dict[str, str]:
 
 
 def complete(node: NodeProcess) -> str:
-    body = {"model": MODEL, "prompt": "Once upon a time", "max_tokens": 6, "temperature": 0}
+    body = {"model": MODEL, "prompt": "Once upon a time", "max_tokens": 4, "temperature": 0}
     response = node.post("/v1/completions", body)
     assert response.status_code == 200, response.text
     return str(response.json()["choices"][0]["text"])

@@ -11,9 +11,11 @@ import pytest
 
 from runtime.testing.models import tiny_llama
 from runtime.testing.processes import NodeProcess, eventually, node_process, peers_of, run_runtime
-from tests.conftest import ONE_THREAD, ask_mlx_lm
+from tests.conftest import ONE_THREAD, Reference, ask_mlx_lm
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("strangers")]  # in one process, so that three nodes start once
+
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def free_address() -> str:
@@ -99,12 +101,11 @@ def test_a_model_that_another_node_has_not_or_has_otherwise_is_refused_with_that
             assert node.get("ps")["models"] == []
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_three_nodes_compute_what_mlx_lm_computes_in_every_type(
-    three_nodes: dict[str, NodeProcess], tiny: Path, dtype: str
+    three_nodes: dict[str, NodeProcess], tiny: Path, references: dict[str, Reference], dtype: str
 ) -> None:
-    (expected,) = ask_mlx_lm(tiny, {"text": "the quick brown fox", "dtype": dtype, "max_tokens": 24})
-    driver = three_nodes[dtype]
+    expected, driver = references[dtype], three_nodes[dtype]
     choice = complete(driver, tiny, "the quick brown fox", 24)
     assert sorted(driver.layers(str(tiny)).values()) == [(0, 1), (2, 3), (4, 4)]
     assert choice["logprobs"]["tokens"] == expected.texts
@@ -133,6 +134,13 @@ def test_three_nodes_that_are_asked_at_the_same_moment_place_a_model_once(
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of five layers, stored in bfloat16."""
     return tiny_llama(tmp_path_factory.mktemp("tiny") / "five", layers=5, dtype="bfloat16")
+
+
+@pytest.fixture(scope="module")
+def references(tiny: Path) -> dict[str, Reference]:
+    """What mlx-lm generates with the model in every type."""
+    jobs = [{"text": "the quick brown fox", "dtype": dtype, "max_tokens": 24} for dtype in DTYPES]
+    return dict(zip(DTYPES, ask_mlx_lm(tiny, *jobs), strict=True))
 
 
 @pytest.fixture(scope="module")

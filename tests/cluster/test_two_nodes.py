@@ -11,11 +11,9 @@ import pytest
 
 from runtime.testing.models import tiny_llama
 from runtime.testing.processes import NodeProcess, eventually, run_runtime
-from tests.conftest import MODEL, ask_mlx_lm
+from tests.conftest import MODEL, STORY, Reference
 
 pytestmark = pytest.mark.slow
-
-STORY = "Write a story about a fox."
 
 
 def listed(node: NodeProcess, verb: str) -> Any:
@@ -54,12 +52,12 @@ def test_each_node_says_which_layers_are_where(two_nodes: tuple[NodeProcess, Nod
 
 
 def test_sixty_four_greedy_tokens_over_two_nodes_are_those_of_mlx_lm_and_of_one_node(
-    two_nodes: tuple[NodeProcess, NodeProcess], node: NodeProcess, converted: Path
+    two_nodes: tuple[NodeProcess, NodeProcess], node: NodeProcess, chats: dict[str, Reference]
 ) -> None:
-    (expected,) = ask_mlx_lm(converted, {"messages": [{"role": "user", "content": STORY}], "max_tokens": 64})
+    expected = chats[STORY]
     assert len(expected.tokens) == 64
     # One of the two has the model's driver; the other passes on what it is asked.
-    for asked, count in zip(two_nodes, (64, 16), strict=True):
+    for asked, count in zip(two_nodes, (64, 8), strict=True):
         choice = tell(asked, count, logprobs=True)
         assert [scored["token"] for scored in choice["logprobs"]["content"]] == expected.texts[:count]
         logprobs = [scored["logprob"] for scored in choice["logprobs"]["content"]]
@@ -73,10 +71,10 @@ def test_several_generations_share_the_pipeline_and_keep_their_texts(
     two_nodes: tuple[NodeProcess, NodeProcess],
 ) -> None:
     seeds = range(4)
-    alone = [tell(two_nodes[0], 6, temperature=1, seed=seed)["message"]["content"] for seed in seeds]
+    alone = [tell(two_nodes[0], 4, temperature=1, seed=seed)["message"]["content"] for seed in seeds]
     with ThreadPoolExecutor(len(seeds)) as pool:
         together = list(
-            pool.map(lambda seed: tell(two_nodes[seed % 2], 6, temperature=1, seed=seed)["message"]["content"], seeds)
+            pool.map(lambda seed: tell(two_nodes[seed % 2], 4, temperature=1, seed=seed)["message"]["content"], seeds)
         )
     assert together == alone
     assert len(set(alone)) == len(seeds)

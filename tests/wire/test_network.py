@@ -246,7 +246,9 @@ async def test_a_peer_of_another_version_is_told_and_cut_off() -> None:
         assert any("speaks protocol versions 8 to 9, this node speaks version 2" in line for line in lines)
 
 
-@pytest.mark.parametrize("junk", [b"", b"junk", secrets.token_bytes(5000), "text"])
+@pytest.mark.parametrize(
+    "junk", [b"", b"junk", secrets.token_bytes(5000), "text"], ids=["empty", "short", "long", "text"]
+)
 async def test_junk_instead_of_a_handshake_is_cut_off_and_harms_nobody(junk: bytes | str) -> None:
     async with log_lines("WARNING") as lines, pair() as (a, b):
         async with connect(f"ws://{b.address}/", subprotocols=[SUBPROTOCOL], proxy=None) as socket:
