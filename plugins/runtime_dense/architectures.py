@@ -23,11 +23,3 @@ DENSE_TYPES = frozenset(
     }
 )
 """Names of mlx-lm's model modules."""
-
-
-def module_name(config: dict[str, object]) -> str:
-    """Return the mlx-lm module for a configuration: several ``model_type``s share one (mistral is a llama)."""
-    from mlx_lm.utils import MODEL_REMAPPING
-
-    model_type = str(config["model_type"])
-    return str(MODEL_REMAPPING.get(model_type, model_type))

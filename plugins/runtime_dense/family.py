@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from runtime.spi import Checkpoint, LayerSpan, LoadOptions, ModelFamily
-from runtime_dense.architectures import DENSE_TYPES, module_name
+from runtime.spi import Checkpoint, LayerSpan, LoadOptions, ModelFamily, TensorInfo
+from runtime_dense.architectures import DENSE_TYPES
 
 if TYPE_CHECKING:
     from mlx import nn
@@ -16,22 +16,21 @@ class DenseFamily(ModelFamily):
     """mlx-lm's dense text models."""
 
     def refusal(self, checkpoint: Checkpoint) -> str | None:
-        """Say why the model is not one of :data:`~runtime_dense.architectures.DENSE_TYPES`."""
+        """Say why the model is not one of :data:`~runtime_dense.architectures.DENSE_TYPES`, or cannot be read."""
+        from runtime.weights import module_name, packing_refusal
+
         if checkpoint.config.get("model_file"):
             return "it wants to run code of its own (model_file), which is never done"
-        method = (checkpoint.config.get("quantization_config") or {}).get("quant_method")
-        if method is not None and checkpoint.quantization is None:
-            return f"its weights are packed by {method}; convert it with mlx_lm.convert first"
         name = module_name(checkpoint.config)
         if name not in DENSE_TYPES:
             return f"the dense family runs {', '.join(sorted(DENSE_TYPES))}, and not {checkpoint.model_type}"
-        return None
+        return packing_refusal(checkpoint, name)
 
-    def build(self, config: dict[str, Any]) -> nn.Module:
+    def build(self, config: dict[str, Any], tensors: Mapping[str, TensorInfo] | None = None) -> nn.Module:
         """Make mlx-lm's model for the configuration."""
-        from runtime_dense.loading import build
+        from runtime.weights import build
 
-        return build(config)
+        return build(config, tensors)
 
     def load(
         self,
@@ -42,6 +41,6 @@ class DenseFamily(ModelFamily):
         progress: Callable[[int, int], None],
     ) -> None:
         """Load what the model owns; see :class:`~runtime.spi.ModelFamily`."""
-        from runtime_dense.loading import load
+        from runtime.weights import load
 
         load(model, checkpoint, span, options, progress)

@@ -40,7 +40,7 @@ def load_shard(
         CheckpointCorrupt: its tensors are not what its configuration says.
     """
     family = choose_family(families, checkpoint)
-    shard = Shard(family.build(checkpoint.config), span)
+    shard = Shard(family.build(checkpoint.config, checkpoint.tensors), span)
     family.load(shard.model, checkpoint, span, options, trimming(progress))
     reclaim()
     return shard

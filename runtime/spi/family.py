@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from runtime.spi.checkpoint import Checkpoint
+from runtime.spi.checkpoint import Checkpoint, TensorInfo
 from runtime.spi.span import LayerSpan
 
 if TYPE_CHECKING:
@@ -37,8 +37,12 @@ class ModelFamily(ABC):
         """Say why this family does not run the model, or None if it does. Nothing is imported for an unknown type."""
 
     @abstractmethod
-    def build(self, config: dict[str, Any]) -> nn.Module:
-        """Make the whole module tree from ``config.json``, lazily: no weight is allocated."""
+    def build(self, config: dict[str, Any], tensors: Mapping[str, TensorInfo] | None = None) -> nn.Module:
+        """Make the whole module tree from ``config.json``, lazily: no weight is allocated.
+
+        ``tensors`` are all that the checkpoint has, where there is one: some architectures find out from them whether
+        their head is the embedding.
+        """
 
     @abstractmethod
     def load(
