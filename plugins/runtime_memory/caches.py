@@ -34,14 +34,18 @@ class Attention(NamedTuple):
 class State(NamedTuple):
     """Arrays that do not grow: the last inputs of a convolution, the state of a recurrence."""
 
-    inputs: int
-    """Kept in the type computed in."""
+    channels: int
+    """Of the convolution."""
+    kept: int
+    """Inputs of each channel that are kept, in the type computed in."""
     state: int
+    heads: int = 0
+    """Of a recurrence that is computed for blocks of tokens at once, as attention is; 0 goes token by token."""
 
     def nbytes(self, workload: Workload, width: int) -> int:
         """Bytes of one sequence."""
         del workload
-        return self.inputs * width + self.state * STATE_WIDTH
+        return self.channels * self.kept * width + self.state * STATE_WIDTH
 
 
 Cache = Attention | State

@@ -95,7 +95,9 @@ def _searched(config: Config, sizes: Sizes, layer: int, layers: int) -> tuple[Ca
 
 
 def _looped(config: Config, sizes: Sizes, layer: int, layers: int) -> tuple[Cache, ...]:
-    return number(config, "num_loops", default=1) * (_keys_and_values(sizes),)
+    further = config.get("loop_loss_weights")
+    loops = len(further) + 1 if further else number(config, "num_loops", default=1)
+    return loops * (_keys_and_values(sizes),)
 
 
 def _looped_window(config: Config, sizes: Sizes, layer: int, layers: int) -> tuple[Cache, ...]:
@@ -179,12 +181,12 @@ def _two_groups(config: Config, sizes: Sizes, layer: int, layers: int) -> tuple[
 def _mamba(config: Config, sizes: Sizes, layer: int, layers: int) -> tuple[Cache, ...]:
     wide = number(config, "intermediate_size", default=number(config, "expand", default=2) * sizes.hidden)
     kernel = number(config, "conv_kernel", "d_conv", default=4)
-    return (State((kernel - 1) * wide, wide * number(config, "state_size", "d_state", default=16)),)
+    return (State(wide, kernel - 1, wide * number(config, "state_size", "d_state", default=16)),)
 
 
 def _selective(heads: int, head_dim: int, groups: int, state: int, kernel: int) -> State:
     """Mamba 2's mixer: a convolution over inputs, B and C, and a matrix for each head."""
-    return State((kernel - 1) * (heads * head_dim + 2 * groups * state), heads * head_dim * state)
+    return State(heads * head_dim + 2 * groups * state, kernel - 1, heads * head_dim * state, heads)
 
 
 def _mamba2(config: Config, sizes: Sizes, layer: int, layers: int) -> tuple[Cache, ...]:
@@ -236,7 +238,7 @@ def _jamba(config: Config, sizes: Sizes, layer: int, layers: int) -> tuple[Cache
     if kinds[layer] == "attention" if kinds else attends:
         return (_keys_and_values(sizes),)
     wide = config["mamba_expand"] * sizes.hidden
-    return (State((config["mamba_d_conv"] - 1) * wide, wide * config["mamba_d_state"]),)
+    return (State(wide, config["mamba_d_conv"] - 1, wide * config["mamba_d_state"]),)
 
 
 def _plamo2(config: Config, sizes: Sizes, layer: int, layers: int) -> tuple[Cache, ...]:
@@ -245,14 +247,14 @@ def _plamo2(config: Config, sizes: Sizes, layer: int, layers: int) -> tuple[Cach
     if not config.get("mamba_enabled", True) or not recurs:
         return (_keys_and_values(sizes),)
     wide = config["mamba_num_heads"] * config["hidden_size_per_head"]
-    return (State((config["mamba_d_conv"] - 1) * wide, wide * config["mamba_d_state"]),)
+    return (State(wide, config["mamba_d_conv"] - 1, wide * config["mamba_d_state"]),)
 
 
 def _short_convolution(config: Config, sizes: Sizes, layer: int, layers: int) -> tuple[Cache, ...]:
     attends = config.get("full_attn_idxs")
     if attends is None:
         attends = [index for index, kind in enumerate(config["layer_types"]) if kind == "full_attention"]
-    return (_keys_and_values(sizes) if layer in attends else State((config["conv_L_cache"] - 1) * sizes.hidden, 0),)
+    return (_keys_and_values(sizes) if layer in attends else State(sizes.hidden, config["conv_L_cache"] - 1, 0),)
 
 
 def _delta(config: Config) -> State:
@@ -260,7 +262,7 @@ def _delta(config: Config) -> State:
     keys = config["linear_num_key_heads"] * config["linear_key_head_dim"]
     values = config["linear_num_value_heads"] * config["linear_value_head_dim"]
     kernel = config["linear_conv_kernel_dim"]
-    return State((kernel - 1) * (2 * keys + values), values * config["linear_key_head_dim"])
+    return State(2 * keys + values, kernel - 1, values * config["linear_key_head_dim"])
 
 
 def _delta_between(config: Config, sizes: Sizes, layer: int, layers: int) -> tuple[Cache, ...]:
@@ -275,7 +277,7 @@ def _delta_by_type(config: Config, sizes: Sizes, layer: int, layers: int) -> tup
 
 
 def _kimi_delta(heads: int, head_dim: int, kernel: int) -> State:
-    return State(3 * (kernel - 1) * heads * head_dim, heads * head_dim**2)
+    return State(3 * heads * head_dim, kernel - 1, heads * head_dim**2)
 
 
 def _kimi_linear(config: Config, sizes: Sizes, layer: int, layers: int) -> tuple[Cache, ...]:
@@ -298,7 +300,7 @@ def _bailing_v3(config: Config, sizes: Sizes, layer: int, layers: int) -> tuple[
 
 def _bailing_linear(config: Config, sizes: Sizes, layer: int, layers: int) -> tuple[Cache, ...]:
     if not _is_last_of_group(config, layer, layers):
-        return (State(0, sizes.heads * sizes.head_dim**2),)
+        return (State(0, 0, sizes.heads * sizes.head_dim**2),)
     return _latent(config, sizes, layer, layers) if config.get("kv_lora_rank") else (_keys_and_values(sizes),)
 
 
@@ -307,18 +309,18 @@ def _griffin(config: Config, sizes: Sizes, layer: int, layers: int) -> tuple[Cac
     if kinds[layer % len(kinds)] == "attention":
         return (Attention(1, sizes.head_dim, sizes.head_dim, config["attention_window_size"]),)
     wide = number(config, "lru_width", default=sizes.hidden)
-    return (State((config["conv1d_width"] - 1) * wide, wide),)
+    return (State(wide, config["conv1d_width"] - 1, wide),)
 
 
 def _rwkv(config: Config, sizes: Sizes, layer: int, layers: int) -> tuple[Cache, ...]:
-    return (State(2 * sizes.hidden, sizes.hidden * config["head_dim"]),)
+    return (State(sizes.hidden, 2, sizes.hidden * config["head_dim"]),)
 
 
 def _baichuan(config: Config, sizes: Sizes, layer: int, layers: int) -> tuple[Cache, ...]:
     slides = layer in config["sliding_window_layers"]
     heads = number(config, "num_swa_key_value_heads", default=sizes.kv_heads) if slides else sizes.kv_heads
     window = config["sliding_window"] if slides else None
-    return State(2 * heads * sizes.head_dim, 0), Attention(heads, sizes.head_dim, sizes.head_dim, window)
+    return State(2 * heads * sizes.head_dim, 1, 0), Attention(heads, sizes.head_dim, sizes.head_dim, window)
 
 
 def _gear(config: Config, sizes: Sizes, layer: int, layers: int) -> tuple[Cache, ...]:
@@ -326,7 +328,7 @@ def _gear(config: Config, sizes: Sizes, layer: int, layers: int) -> tuple[Cache,
     if not kinds or kinds[layer] != "conv_mixer":
         return _by_type(("full_attention",))(config, sizes, layer, layers)
     kernel = number(config, "conv_kernel_size", "conv_kernel", default=3)
-    return (State(2 * (kernel - 1) * sizes.kv_heads * sizes.head_dim, 0),)
+    return (State(2 * sizes.kv_heads * sizes.head_dim, kernel - 1, 0),)
 
 
 _SLIDING = "sliding_attention"
@@ -363,7 +365,10 @@ _RULES: dict[str, Rule] = {
     "laguna": _by_type(("full_attention",)),
     "lfm2": _short_convolution,
     "lfm2_moe": _short_convolution,
+    "iquestcoder": _by_type(("full_attention",)),
     "llama": _by_type(("full_attention",)),
+    "mistral": _by_type(("full_attention",)),
+    "xverse": _by_type(("full_attention",)),
     "llama4": _chunked,
     "llama4_text": _full,
     "longcat_flash": _twice_latent,

@@ -19,7 +19,11 @@ class Sizes(NamedTuple):
     kv_heads: int
     head_dim: int
     inner: int
-    """Width of a feed-forward layer, or of all the experts together that a token goes through."""
+    """Width of a feed-forward layer; 0 where experts take its place."""
+    chosen: int
+    """Experts that a token goes through."""
+    expert: int
+    """Width of one of them."""
     vocabulary: int
 
     @classmethod
@@ -35,6 +39,9 @@ class Sizes(NamedTuple):
         kv_heads = number(
             config, "num_key_value_heads", "num_kv_heads", "n_kv_heads", "num_attention_groups", default=heads
         )
+        dense = number(config, "intermediate_size", "n_inner", "ffn_hidden_size", default=4 * hidden)
+        chosen = number(config, "num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_topk", default=0)
+        stated = number(config, "moe_intermediate_size", "expert_ffn_hidden_size", default=0)
         if config.get("model_type") in _ONE_EACH:
             kv_heads = heads
         return cls(
@@ -42,7 +49,9 @@ class Sizes(NamedTuple):
             heads=heads,
             kv_heads=number(config.get("attn_config") or {}, "kv_n_heads", default=kv_heads),
             head_dim=number(config, "head_dim", "kv_channels", "hidden_size_per_head", default=max(1, hidden // heads)),
-            inner=_inner(config, hidden),
+            inner=0 if chosen and not stated else dense,
+            chosen=chosen,
+            expert=stated or dense,
             vocabulary=_needed(checkpoint, "vocab_size", "num_vocab"),
         )
 
@@ -63,10 +72,3 @@ def _needed(checkpoint: Checkpoint, *keys: str) -> int:
     if not value:
         raise CheckpointCorrupt(f"{checkpoint.path / 'config.json'} gives no {keys[0]}, so no memory can be estimated")
     return value
-
-
-def _inner(config: dict[str, Any], hidden: int) -> int:
-    dense = number(config, "intermediate_size", "n_inner", "ffn_hidden_size", default=4 * hidden)
-    chosen = number(config, "num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_topk", default=0)
-    expert = number(config, "moe_intermediate_size", "expert_ffn_hidden_size", default=dense)
-    return max(dense, chosen * expert)

@@ -17,6 +17,7 @@ from runtime.spi import Checkpoint, LayerSpan, LoadOptions, MemoryEstimate, Tens
 from runtime.spi.memory import KV_CACHE
 from runtime.testing.models import tiny_llama
 from runtime_memory.estimator import SafetensorsEstimator
+from runtime_memory.weights import Loaded, loading_peak
 
 WORKLOAD = Workload(context=1000, sequences=2, prefill_chunk=128)
 FULL = LoadOptions(dtype="float32", dequantize=False)
@@ -201,15 +202,23 @@ def test_the_estimate_of_working_memory_covers_what_a_prefill_takes(tmp_path: Pa
 
 
 @pytest.mark.parametrize("dequantize", [True, False])
-def test_what_loading_stages_counts_only_where_nothing_else_covers_it(dequantize: bool) -> None:
-    checkpoint = _checkpoint(layers=1, hidden=256, vocab=8000, quantize=8)
-    embedding = sum(t.nbytes for name, t in checkpoint.tensors.items() if name.startswith("model.embed_tokens."))
-    staged = embedding + (8000 * 256 * 4 if dequantize else 0)
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_module_is_there_twice_while_it_is_loaded_and_only_the_last_ones_matter(tied: bool, dequantize: bool) -> None:
+    checkpoint = _checkpoint(layers=1, hidden=256, vocab=40000, quantize=8, tied=tied)
     options = LoadOptions("float32", dequantize=dequantize)
-    for workload in (Workload(context=16, sequences=1, prefill_chunk=16), Workload(4096, 8, 512)):
-        estimate = _estimate(checkpoint, options=options, workload=workload)
-        later = sum(_part(estimate, name) for name in (KV_CACHE, "working memory", "logits"))
-        assert _part(estimate, "loading") == max(0, staged - later)
+    tiny, large = (
+        _estimate(checkpoint, options=options, workload=workload)
+        for workload in (Workload(context=16, sequences=1, prefill_chunk=16), Workload(8192, 8, 512))
+    )
+    assert _part(large, "loading") == 0, "what is there later is more"
+    # The head comes last; the embedding comes first, when there is nothing else yet.
+    assert (_part(tiny, "loading") > 0) == (not tied)
+
+
+def test_loading_takes_at_most_what_was_loaded_before_and_two_forms_of_one_module() -> None:
+    assert loading_peak([Loaded(100, 50), Loaded(30, 10), Loaded(10, 5)]) == 150
+    assert loading_peak([Loaded(10, 5), Loaded(30, 10), Loaded(100, 50)]) == 190
+    assert loading_peak([]) == 0
 
 
 def test_a_configuration_without_sizes_is_refused() -> None:

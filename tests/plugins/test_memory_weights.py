@@ -1,0 +1,75 @@
+"""The bytes of weights, against the parameters of mlx-lm's modules once a slice of them is cut out. Nothing is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from runtime.errors import ModelUnsupported
+from runtime.inference.shard import Shard
+from runtime.spi import Checkpoint, LayerSpan, LoadOptions, TensorInfo
+from runtime.testing.tiny import TINY_MODULES, tiny_config
+from runtime.weights import build
+from runtime_memory.weights import loaded_modules
+from tests.weights.checkpoints import parameters
+from tests.weights.raw_layouts import STEPS, raw
+
+NOT_IMPORTABLE = {"olmo"}
+"""It ends the process unless the package ai2-olmo is there."""
+DTYPES = {mx.float32: "F32", mx.float16: "F16", mx.uint8: "U8", mx.uint32: "U32", mx.int32: "I32", mx.int64: "I64"}
+
+
+WHOLE_ONLY = {
+    "deepseek_v41",
+    "gemma3n",
+    "gpt2",
+    "gpt_bigcode",
+    "iquestloopcoder",
+    "longcat_flash_ngram",
+    "muse_spark",
+    "phixtral",
+    "plamo",
+    "plamo2",
+    "plamo3",
+    "prism_hadamard_qwen35",
+    "talkie",
+}
+"""What lies outside their layers is parted between the stages in a way of their own; it is at most some embeddings."""
+
+
+def checkpoint(config: dict[str, Any], weights: Mapping[str, mx.array]) -> Checkpoint:
+    """Headers of a checkpoint with these weights."""
+    tensors = {
+        name: TensorInfo(name, DTYPES[array.dtype], tuple(array.shape), Path("x"), 0, array.nbytes)
+        for name, array in weights.items()
+    }
+    return Checkpoint(Path("x"), config, tensors)
+
+
+def compare(module: str, config: dict[str, Any], headers: Checkpoint) -> None:
+    layers = len(build(config).layers)
+    for start, stop in pairwise([0, layers] if module in WHOLE_ONLY else [0, 1, layers - 1, layers]):
+        span = LayerSpan(start, stop, layers)
+        try:
+            held = Shard(build(config, headers.tensors), span).nbytes
+        except ModelUnsupported as refusal:
+            pytest.skip(str(refusal))
+        modules = loaded_modules(headers, span, LoadOptions("float32", dequantize=False))
+        assert sum(module.resident for module in modules) == held, f"layers {span}"
+
+
+@pytest.mark.parametrize("module", sorted(set(TINY_MODULES) - NOT_IMPORTABLE))
+def test_the_weights_of_any_slice_are_what_the_model_owns_of_it(module: str) -> None:
+    config = tiny_config(module)
+    compare(module, config, checkpoint(config, parameters(build(config))))
+
+
+@pytest.mark.parametrize("module", sorted(STEPS))
+def test_the_original_layout_needs_the_same(module: str) -> None:
+    config = tiny_config(module)
+    compare(module, config, checkpoint(config, raw(module, parameters(build(config)), config)))
