@@ -80,7 +80,9 @@ async def run(order: Order) -> Measured:
     loading, loaded = resident("VmHWM"), resident()
     await _generate(compute, shard, order.case, checkpoint)
     arrays = await compute.run(_arrays)
-    return Measured(idle, loading, loaded, resident("VmHWM"), arrays)
+    peak = resident("VmHWM")
+    compute.close(10.0)
+    return Measured(idle, loading, loaded, peak, arrays)
 
 
 def _prepare() -> None:

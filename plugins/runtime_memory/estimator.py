@@ -8,7 +8,9 @@ logits              on the last stage: sequences x vocabulary x (width + 12), fo
                     and a sorted copy in float32. The head runs on the tokens that are sampled from, one a sequence
 loading             what the slice takes at most while it is loaded, over all of the above: a module is there twice
                     while it is converted, and nothing but weights is there then
-overhead            of the process: what its allocator and libraries keep, grown with what comes and goes
+overhead            of the process: what its libraries keep, and the holes that growing caches leave in the heap.
+                    Both are measured: a quarter of the caches, unless they are so large that each is a mapping of
+                    its own, which goes back to the system whole
 ==================  =================================================================================================
 """
 
@@ -17,12 +19,15 @@ from __future__ import annotations
 from runtime.spi import Checkpoint, LayerSpan, LoadOptions, MemoryEstimate, MemoryEstimator, Part, Workload
 from runtime.spi.memory import KV_CACHE
 from runtime_memory.activations import working_bytes
+from runtime_memory.caches import Cache
 from runtime_memory.layers import layer_caches
 from runtime_memory.sizes import Sizes
 from runtime_memory.weights import WIDTH, loaded_modules, loading_peak
 
-OVERHEAD = 64 << 20
+OVERHEAD = 16 << 20
 """Of the process, whatever it does."""
+LARGEST_IN_HEAP = 32 << 20
+"""``DEFAULT_MMAP_THRESHOLD_MAX`` of glibc on 64-bit machines; no larger array is ever taken from its heap."""
 
 
 class SafetensorsEstimator(MemoryEstimator):
@@ -51,6 +56,12 @@ class SafetensorsEstimator(MemoryEstimator):
                 Part("working memory", working),
                 Part("logits", logits),
                 Part("loading", max(0, loading_peak(modules) - weights - kept - working - logits)),
-                Part("overhead", OVERHEAD),
+                Part("overhead", OVERHEAD + _holes(caches, workload, width)),
             )
         )
+
+
+def _holes(caches: tuple[tuple[Cache, ...], ...], workload: Workload, width: int) -> int:
+    """Bytes of the heap that are free and too scattered to be used again or given back."""
+    arrays = (cache.nbytes(workload, width) for layer in caches for cache in layer)  # two of half the size, mostly
+    return workload.sequences * sum(array for array in arrays if array // 2 <= LARGEST_IN_HEAP) // 4
