@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from runtime.spi import Checkpoint, LayerSpan, LoadOptions, ModelFamily, TensorInfo
-from runtime_dense.architectures import DENSE_TYPES
+from runtime_dense.architectures import DENSE_MODULES, NEEDS_METAL, REFUSED_MODULES
 
 if TYPE_CHECKING:
     from mlx import nn
@@ -16,14 +16,16 @@ class DenseFamily(ModelFamily):
     """mlx-lm's dense text models."""
 
     def refusal(self, checkpoint: Checkpoint) -> str | None:
-        """Say why the model is not one of :data:`~runtime_dense.architectures.DENSE_TYPES`, or cannot be read."""
+        """Say why the model is not one of :data:`~runtime_dense.architectures.DENSE_MODULES`, or cannot be read."""
         from runtime.weights import module_name, packing_refusal
 
         if checkpoint.config.get("model_file"):
             return "it wants to run code of its own (model_file), which is never done"
         name = module_name(checkpoint.config)
-        if name not in DENSE_TYPES:
-            return f"the dense family runs {', '.join(sorted(DENSE_TYPES))}, and not {checkpoint.model_type}"
+        if name in REFUSED_MODULES:
+            return REFUSED_MODULES[name]
+        if name not in DENSE_MODULES:
+            return f"the dense family does not run {checkpoint.model_type}"
         return packing_refusal(checkpoint, name)
 
     def build(self, config: dict[str, Any], tensors: Mapping[str, TensorInfo] | None = None) -> nn.Module:
@@ -44,3 +46,11 @@ class DenseFamily(ModelFamily):
         from runtime.weights import load
 
         load(model, checkpoint, span, options, progress)
+
+    def modules(self) -> Mapping[str, str]:
+        """Return the architectures."""
+        return {name: "on Metal only" if name in NEEDS_METAL else "as it is" for name in DENSE_MODULES}
+
+    def refused_modules(self) -> Mapping[str, str]:
+        """Return those that no family runs."""
+        return REFUSED_MODULES

@@ -32,6 +32,7 @@ MOE_MODULES = frozenset(
         "lfm2_moe",
         "llama4",
         "longcat_flash",
+        "longcat_flash_ngram",
         "mellum",
         "mimo_v2_flash",
         "minimax",

@@ -23,7 +23,7 @@ class MoeFamily(ModelFamily):
             return "it wants to run code of its own (model_file), which is never done"
         module = module_name(checkpoint.config)
         if module not in MOE_MODULES:
-            return f"the moe family runs {', '.join(sorted(MOE_MODULES))}, and not {checkpoint.model_type}"
+            return f"the moe family does not run {checkpoint.model_type}"
         return packing_refusal(checkpoint, module)
 
     def build(self, config: dict[str, Any], tensors: Mapping[str, TensorInfo] | None = None) -> nn.Module:
@@ -44,3 +44,7 @@ class MoeFamily(ModelFamily):
         from runtime.weights import load
 
         load(model, checkpoint, span, options, progress)
+
+    def modules(self) -> Mapping[str, str]:
+        """Return the architectures."""
+        return dict.fromkeys(MOE_MODULES, "as it is")

@@ -204,7 +204,7 @@ class RolesSection(Section):
     placement: str = "even"
     memory: str = "safetensors"
     sources: tuple[str, ...] = ("gguf", "folder", "hub")
-    families: tuple[str, ...] = ("dense", "moe")
+    families: tuple[str, ...] = ("dense", "moe", "crossing")
     frontends: tuple[str, ...] = ("openai", "ollama")
     telemetry: tuple[str, ...] = ("prometheus",)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from runtime.spi.checkpoint import Checkpoint, TensorInfo
+from runtime.spi.layer_calls import LayerCalls
 from runtime.spi.span import LayerSpan
 
 if TYPE_CHECKING:
@@ -60,3 +61,16 @@ class ModelFamily(ABC):
         Raises:
             CheckpointCorrupt: a tensor is missing, has the wrong shape, or cannot be read.
         """
+
+    def layer_calls(self, config: dict[str, Any]) -> LayerCalls:
+        """Say how the model of a configuration calls its layers, and so what crosses a cut."""
+        del config
+        return LayerCalls()
+
+    def modules(self) -> Mapping[str, str]:
+        """Return the modules of ``mlx_lm.models`` that this family runs, each with how: for people to read."""
+        return {}
+
+    def refused_modules(self) -> Mapping[str, str]:
+        """Return the modules of ``mlx_lm.models`` that this family knows and does not run, each with the reason."""
+        return {}

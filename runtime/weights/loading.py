@@ -14,7 +14,7 @@ from runtime.weights.architecture import sanitized
 from runtime.weights.expanding import expanded, expanded_bytes, is_packed
 from runtime.weights.layers import expert_of, layer_of
 from runtime.weights.packing import in_mlx_form, make_quantized_layers
-from runtime.weights.reading import lazy_arrays, own, stand_ins
+from runtime.weights.reading import absent_outside_layers, lazy_arrays, own, stand_ins
 from runtime.weights.stacking import filled, find_stacks
 
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
@@ -43,10 +43,17 @@ def load(
     Raises:
         CheckpointCorrupt: a tensor is missing, left over, of the wrong shape, or cannot be read.
     """
-    stored = lazy_arrays(own(checkpoint.tensors.values(), span))
+    stored = lazy_arrays(own(checkpoint, span))
+    elsewhere = absent_outside_layers(checkpoint)
     experts = {name: array for name, array in stored.items() if expert_of(name) is not None}
     weights = _owned(
-        model, sanitized(checkpoint.config, {**stand_ins(checkpoint.tensors, span), **stored}), span, checkpoint
+        model,
+        sanitized(checkpoint.config, {**stand_ins(checkpoint.tensors, span), **elsewhere, **stored}),
+        span,
+        checkpoint,
+    )
+    _refuse_absent(
+        (name for name, array in weights.items() if any(array is other for other in elsewhere.values())), checkpoint
     )
     del stored
     weights = in_mlx_form(weights, checkpoint)
@@ -65,6 +72,8 @@ def load(
         _evaluate(model, stacks, progress, DTYPES[options.dtype] if options.dequantize else None)
     except (RuntimeError, ValueError) as error:  # MLX's own, of reading and of shapes that do not fit
         raise CheckpointCorrupt(f"reading the weights in {checkpoint.path} failed: {error}") from error
+    if elsewhere:
+        _refuse_absent(_with_nan(model), checkpoint)
 
 
 def _owned(
@@ -85,6 +94,21 @@ def _refuse_surplus(names: Iterable[str], checkpoint: Checkpoint) -> None:
     surplus = sorted(names)
     if surplus:
         raise CheckpointCorrupt(f"{checkpoint.path} holds tensors that the model has no place for: {_some(surplus)}")
+
+
+def _refuse_absent(names: Iterable[str], checkpoint: Checkpoint) -> None:
+    wanted = sorted(names)
+    if wanted:
+        raise CheckpointCorrupt(
+            f"the bytes of {_some(wanted)} of {checkpoint.path} are not here; fetch the model again"
+        )
+
+
+def _with_nan(model: nn.Module) -> Iterator[str]:
+    """Yield the parameters outside the layers that were computed from what is not here."""
+    for name, array in tree_flatten(model.parameters()):
+        if layer_of(name) is None and mx.issubdtype(array.dtype, mx.floating) and mx.isnan(array[:1]).any():
+            yield name
 
 
 def _check_names(model: nn.Module, weights: dict[str, mx.array], span: LayerSpan, checkpoint: Checkpoint) -> None:

@@ -8,13 +8,14 @@ shape and type, which is never evaluated and takes no memory. Whatever it decide
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import mlx.core as mx
 
 from runtime.errors import CheckpointCorrupt
-from runtime.spi import LayerSpan, TensorInfo
+from runtime.spi import Checkpoint, LayerSpan, TensorInfo
 from runtime.spi.checkpoint import MAX_LAYERS
 from runtime.weights.layers import expert_of, is_speculative, layer_of, renumbered
 
@@ -39,12 +40,14 @@ _DTYPES = {
 }
 
 
-def own(tensors: Iterable[TensorInfo], span: LayerSpan) -> list[TensorInfo]:
-    """Return the tensors that can be the slice's: of its layers, and of no layer, of which it may own some."""
+def own(checkpoint: Checkpoint, span: LayerSpan) -> list[TensorInfo]:
+    """Return the tensors here that can be the slice's: of its layers, and of no layer, of which it may own some."""
     return [
         tensor
-        for tensor in tensors
-        if not is_speculative(tensor.name, span.total) and ((layer := layer_of(tensor.name)) is None or layer in span)
+        for tensor in checkpoint.tensors.values()
+        if tensor.name not in checkpoint.absent
+        and not is_speculative(tensor.name, span.total)
+        and ((layer := layer_of(tensor.name)) is None or layer in span)
     ]
 
 
@@ -95,6 +98,17 @@ def stand_ins(tensors: Mapping[str, TensorInfo], span: LayerSpan | None) -> dict
     return found
 
 
-def _constant(tensor: TensorInfo) -> mx.array:
-    # Ones: one architecture (Hadamard rotations) checks the signs that it is given.
-    return mx.broadcast_to(mx.array(1, dtype=_DTYPES.get(tensor.dtype, mx.uint8)), tensor.shape)
+def absent_outside_layers(checkpoint: Checkpoint) -> dict[str, mx.array]:
+    """Return constants in place of the embeddings, heads and the like whose bytes are not here, as others own them.
+
+    Matrices are NaN, so that it shows if a slice owns one all the same.
+    """
+    outside = [checkpoint.tensors[name] for name in sorted(checkpoint.absent) if layer_of(name) is None]
+    return {tensor.name: _constant(tensor, math.nan if len(tensor.shape) > 1 else 1) for tensor in outside}
+
+
+def _constant(tensor: TensorInfo, value: float = 1) -> mx.array:
+    # Ones by default: one architecture (Hadamard rotations) checks the signs that it is given.
+    dtype = _DTYPES.get(tensor.dtype, mx.uint8)
+    exact = value if mx.issubdtype(dtype, mx.floating) else 1
+    return mx.broadcast_to(mx.array(exact, dtype=dtype), tensor.shape)

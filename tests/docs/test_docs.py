@@ -16,7 +16,7 @@ from runtime.config.load import load_settings
 from runtime.spi import RequestFinished
 from runtime.spi.hookspecs import PluginContext
 from runtime.spi.loader import HOOKS, ROLES, load_plugins
-from runtime_dense.architectures import DENSE_TYPES
+from runtime_dense.architectures import DENSE_MODULES
 from tests.conftest import PluginWriter
 
 ROOT = Path(__file__).parents[2]
@@ -155,7 +155,7 @@ def test_the_readme_names_no_verb_that_is_not_there() -> None:
 def test_the_readme_lists_the_architectures_that_run() -> None:
     sentence = re.search(r"These `model_type`s run.*?: (.*?), and those", text_of("README.md"), re.DOTALL)
     assert sentence is not None
-    assert {name.strip() for name in sentence[1].split(",")} == DENSE_TYPES
+    assert {name.strip() for name in sentence[1].split(",")} == DENSE_MODULES
 
 
 def test_the_quick_start_is_the_promised_line_and_its_files_exist() -> None:

@@ -107,9 +107,9 @@ def test_a_long_decode_neither_grows_its_graph_nor_keeps_more_than_its_cache(tin
                 run(sequence, Step(1, position, (7,), sample=True))
             else:
                 hidden = mx.full((1, 1, 64), 0.1)
-                from runtime.inference.arrays import to_tensor
+                from runtime.inference.arrays import to_tensors
 
-                run(sequence, Hidden(1, position, to_tensor(hidden), sample=True))
+                run(sequence, Hidden(1, position, to_tensors({"hidden": hidden}), sample=True))
 
     # A cache grows in steps of 256 positions; between two of those only what is forgotten to be evaluated grows.
     decode(0, 300)
