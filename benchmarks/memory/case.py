@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from runtime.spi import LayerSpan, LoadOptions, Workload
+from runtime.spi import LayerSpan, LoadOptions, MemoryEstimate, Part, Workload
 
 
 class Case(msgspec.Struct, frozen=True):
@@ -43,3 +43,53 @@ class Measured(msgspec.Struct, frozen=True):
     """At most, over all."""
     arrays: int
     """Bytes of MLX arrays at most; for comparison."""
+
+
+class Row(msgspec.Struct, frozen=True):
+    """A case, what was estimated for it and what it took."""
+
+    case: Case
+    how: str
+    """``float32`` as the weights are, or packed weights ``expanded`` to that, or left ``packed``."""
+    parts: tuple[Part, ...]
+    estimated: int
+    measured: int
+    """Resident bytes at most, over those of an idle node."""
+    arrays: int
+    """Bytes of MLX arrays at most."""
+    peak: int
+    """Resident bytes of the whole process at most."""
+    met: bool
+    """Whether the error is at most 5 % of what was measured, or 50 MB."""
+
+    @classmethod
+    def of(cls, case: Case, how: str, estimate: MemoryEstimate, measured: Measured) -> Row:
+        """Compare."""
+        taken = measured.peak - measured.idle
+        error = abs(estimate.total - taken)
+        met = error <= max(0.05 * taken, 50_000_000)
+        return cls(case, how, estimate.parts, estimate.total, taken, measured.arrays, measured.peak, met)
+
+    @staticmethod
+    def heading() -> str:
+        """The first two lines of a table in Markdown."""
+        cells = ["Model", "Layers", "Weights", "Context", "Sequences", "Chunk", "Estimate", "Measured", "Error", ""]
+        return f"| {' | '.join(cells)} |\n|{'---|' * len(cells)}"
+
+    def line(self) -> str:
+        """The row in Markdown. Sizes are in MB of a million bytes."""
+        case, workload = self.case, self.case.workload
+        error = self.estimated - self.measured
+        cells = [
+            case.model,
+            f"{case.start}-{case.stop - 1}",
+            self.how,
+            str(workload.context),
+            str(workload.sequences),
+            str(workload.prefill_chunk),
+            f"{self.estimated / 1e6:.0f}",
+            f"{self.measured / 1e6:.0f}",
+            f"{error / 1e6:+.0f} ({error / self.measured:+.1%})",
+            "" if self.met else "NOT MET",
+        ]
+        return f"| {' | '.join(cells)} |"

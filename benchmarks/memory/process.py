@@ -112,7 +112,7 @@ async def _generate(compute: ComputeThread, shard: Shard, case: Case, checkpoint
             if shard.span.is_first:
                 step: Step | Hidden = Step(number, position, (5,) * length, sample)
             else:
-                step = Hidden(number, position, _hidden(length, width, case.options.dtype), sample)
+                step = Hidden(number, position, {"hidden": _hidden(length, width, case.options.dtype)}, sample)
             done.append(_submit(compute, sequence, step))
             if len(done) > 1:
                 await done[-2]

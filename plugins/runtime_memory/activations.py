@@ -1,4 +1,4 @@
-"""What one forward pass needs beside weights and caches, for the layer that needs most.
+"""What one forward pass through a layer needs beside weights and caches.
 
 MLX's CPU back end allocates for up to ten operations ahead of the one it computes, so what a layer makes one after the
 other is there at once for a while. The factors were fitted to ``mx.get_peak_memory()`` of mlx 0.32.4 over random shapes
@@ -31,19 +31,19 @@ _GROWTH = 1.3
 """Share of one layer's cache that is there a second time while it grows."""
 
 
-def working_bytes(checkpoint: Checkpoint, caches: tuple[tuple[Cache, ...], ...], workload: Workload, width: int) -> int:
-    """Return the bytes that the most demanding of some layers needs for one chunk at the end of the context.
+def working_bytes(checkpoint: Checkpoint, layer: tuple[Cache, ...], workload: Workload, width: int) -> int:
+    """Return the bytes that a layer needs for one chunk at the end of the context.
 
     Args:
         checkpoint: the model.
-        caches: of the layers in question.
-        workload: what is asked of them.
+        layer: the caches that the layer keeps, which say what it does.
+        workload: what is asked of it.
         width: bytes of a number. Half precision is taken to be computed on a GPU, with fused kernels.
     """
     sizes, config = Sizes.of(checkpoint), checkpoint.text_config
     chunk = min(workload.prefill_chunk, workload.context)
-    mixers = max((_mixer(layer, config, sizes, workload, width) for layer in set(caches)), default=0)
-    return chunk * (8 * sizes.hidden + _feed_forward(sizes)) * width + mixers
+    numbers = chunk * (8 * sizes.hidden + _feed_forward(sizes))
+    return numbers * width + _mixer(layer, config, sizes, workload, width)
 
 
 def _feed_forward(sizes: Sizes) -> int:

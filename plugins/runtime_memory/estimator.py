@@ -22,7 +22,7 @@ from runtime_memory.activations import working_bytes
 from runtime_memory.caches import Cache
 from runtime_memory.layers import layer_caches
 from runtime_memory.sizes import Sizes
-from runtime_memory.weights import WIDTH, loaded_modules, loading_peak
+from runtime_memory.weights import WIDTH, Weights
 
 OVERHEAD = 16 << 20
 """Of the process, whatever it does."""
@@ -33,6 +33,10 @@ LARGEST_IN_HEAP = 32 << 20
 class SafetensorsEstimator(MemoryEstimator):
     """Arithmetic over the headers and the configuration; what is not known to be bounded counts in full."""
 
+    def __init__(self) -> None:
+        self._last: _Model | None = None
+        """A policy asks for many slices of one model, and a model may have a hundred thousand tensors."""
+
     def estimate(
         self, checkpoint: Checkpoint, span: LayerSpan, workload: Workload, options: LoadOptions
     ) -> MemoryEstimate:
@@ -41,27 +45,50 @@ class SafetensorsEstimator(MemoryEstimator):
         Raises:
             CheckpointCorrupt: the configuration lacks a size.
         """
+        model = self._last
+        if model is None or not model.is_of(checkpoint, workload, options):
+            self._last = model = _Model(checkpoint, workload, options)
+        return model.estimate(span)
+
+
+class _Model:
+    """What every layer of a model needs, once for all slices."""
+
+    def __init__(self, checkpoint: Checkpoint, workload: Workload, options: LoadOptions) -> None:
         width = WIDTH[options.dtype]
-        modules = tuple(loaded_modules(checkpoint, span, options))
-        caches = layer_caches(checkpoint)[span.start : span.stop]
-        weights = sum(module.resident for module in modules)
-        kept = workload.sequences * sum(cache.nbytes(workload, width) for layer in caches for cache in layer)
-        working = working_bytes(checkpoint, caches, workload, width)
-        vocabulary = Sizes.of(checkpoint).vocabulary
-        logits = workload.sequences * vocabulary * (width + 12) if span.is_last else 0
+        self._about = checkpoint, workload, options
+        self._weights = Weights(checkpoint, options)
+        layers = layer_caches(checkpoint)
+        kinds = {layer: working_bytes(checkpoint, layer, workload, width) for layer in set(layers)}
+        self._working = [kinds[layer] for layer in layers]
+        sequences = workload.sequences
+        self._kept = [sequences * sum(cache.nbytes(workload, width) for cache in layer) for layer in layers]
+        self._holes = [sequences * _holes(layer, workload, width) for layer in layers]
+        self._logits = sequences * Sizes.of(checkpoint).vocabulary * (width + 12)
+
+    def is_of(self, checkpoint: Checkpoint, workload: Workload, options: LoadOptions) -> bool:
+        """Whether it was made of these."""
+        return self._about[0] is checkpoint and self._about[1:] == (workload, options)
+
+    def estimate(self, span: LayerSpan) -> MemoryEstimate:
+        """Return what a slice needs."""
+        own = slice(span.start, span.stop)
+        weights, peak = self._weights.of(span)
+        kept, working = sum(self._kept[own]), max(self._working[own])
+        logits = self._logits if span.is_last else 0
         return MemoryEstimate(
             parts=(
                 Part("weights", weights),
                 Part(KV_CACHE, kept),
                 Part("working memory", working),
                 Part("logits", logits),
-                Part("loading", max(0, loading_peak(modules) - weights - kept - working - logits)),
-                Part("overhead", OVERHEAD + _holes(caches, workload, width)),
+                Part("loading", max(0, peak - weights - kept - working - logits)),
+                Part("overhead", OVERHEAD + sum(self._holes[own])),
             )
         )
 
 
-def _holes(caches: tuple[tuple[Cache, ...], ...], workload: Workload, width: int) -> int:
+def _holes(layer: tuple[Cache, ...], workload: Workload, width: int) -> int:
     """Bytes of the heap that are free and too scattered to be used again or given back."""
-    arrays = (cache.nbytes(workload, width) for layer in caches for cache in layer)  # two of half the size, mostly
-    return workload.sequences * sum(array for array in arrays if array // 2 <= LARGEST_IN_HEAP) // 4
+    sizes = (cache.nbytes(workload, width) for cache in layer)  # of two arrays of half the size, mostly
+    return sum(size for size in sizes if size // 2 <= LARGEST_IN_HEAP) // 4

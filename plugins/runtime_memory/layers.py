@@ -137,8 +137,8 @@ def _by_count(default: int) -> Rule:
 
 
 def _by_letter(config: Config, sizes: Sizes, layer: int, layers: int) -> tuple[Cache, ...]:
-    pattern = config.get("sliding_window_pattern")
-    local = bool(pattern) and pattern[layer % len(pattern)] == "L"
+    pattern = str(config.get("sliding_window_pattern") or "G")
+    local = pattern[layer % len(pattern)] == "L"
     return (_keys_and_values(sizes, config["sliding_window"] if local else None),)
 
 
@@ -288,7 +288,7 @@ def _kimi_linear(config: Config, sizes: Sizes, layer: int, layers: int) -> tuple
 
 
 def _is_last_of_group(config: Config, layer: int, layers: int) -> bool:
-    group = config["layer_group_size"]
+    group = int(config["layer_group_size"])
     return (layer + 1) % group == 0 or layer >= layers // group * group
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from runtime.errors import CheckpointCorrupt
 from runtime.spi import Checkpoint, LayerSpan, LoadOptions, TensorInfo
+from runtime_memory.sizes import number
 
 WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes of one number of each type that a model can compute in."""
@@ -19,8 +20,12 @@ _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 _EMBEDDING = re.compile(
     r"(?:^|\.)(?:embed|embed_in|embed_tokens|embeddings?|tok_embeddings|token_embeddings|word_embeddings|wte)\."
 )
-_INPUT_ONLY = re.compile(r"(?:^|\.)(?:embed_tokens_per_layer|ngram_embeddings|wpe)\.")
-"""Embeddings of other things than tokens, which no head shares."""
+_INPUT_ONLY = re.compile(
+    r"(?:^|\.)(?:embed_tokens_per_layer|ngram_embeddings|wpe|altup_projections|per_layer_(?:model_)?projection\w*)\."
+)
+"""What else makes the first hidden state, and no head shares."""
+_REUSING_LAYER = re.compile(r"(?:^|\.)kv_reuse_layers\.(\d+)\.")
+"""The last layers of afm7, which are numbered from 0 again."""
 _HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out)(?:\.|$)|^(?:language_model\.)?(?:output|head)\.")
 _EXPERT = re.compile(r"(?<=\.experts)\.\d+(?=\.)")
 _NOT_LOADED = re.compile(
@@ -53,37 +58,82 @@ def is_tied(checkpoint: Checkpoint) -> bool:
     return tied or not any(_HEAD.search(name) for name in checkpoint.tensors)
 
 
-def loading_peak(modules: Iterable[Loaded]) -> int:
-    """Return the bytes that are in memory at most while modules are loaded one after the other."""
-    before = peak = 0
-    for module in modules:
-        before += module.resident
-        peak = max(peak, before + module.staged)
-    return peak
+class Group(NamedTuple):
+    """Modules that are loaded one after the other."""
+
+    resident: int = 0
+    """Bytes in memory afterwards."""
+    peak: int = 0
+    """Bytes in memory at most, meanwhile."""
+
+    def then(self, other: Group) -> Group:
+        """Return this group and, after it, another."""
+        return Group(self.resident + other.resident, max(self.peak, self.resident + other.peak))
 
 
-def loaded_modules(checkpoint: Checkpoint, span: LayerSpan, options: LoadOptions) -> Iterator[Loaded]:
-    """Yield the modules that a slice loads, in the order they are loaded: embedding, layers, the rest.
-
-    A module's weight, scales and biases count as one, and so do all the experts of a layer that are stacked.
+class Weights:
+    """The weights of a model, sorted once, so that what any slice of it needs is quickly said.
 
     Layers are told by ``layers.<i>.`` in a tensor's name. The embedding is on the first stage, and on the last one too
-    where it is also the head; whatever else stands outside the layers (final norm, head) is on the last.
-
-    Raises:
-        CheckpointCorrupt: packed weights lack the scales, or the configuration the group size, to tell their size.
+    where it is also the head; whatever else stands outside the layers (final norm, head) is on the last. A module's
+    weight, scales and biases count as one, and so do all the experts of a layer that are stacked.
     """
-    tied = is_tied(checkpoint)
-    modules: dict[tuple[int, str], dict[str, list[TensorInfo]]] = {}
-    for tensor in checkpoint.tensors.values():
-        if _holds(tensor.name, span, tied=tied):
-            module, _, kind = _EXPERT.sub("", tensor.name).rpartition(".")
-            modules.setdefault((_turn(tensor.name), module), {}).setdefault(kind, []).append(tensor)
-    for (_, module), tensors in sorted(modules.items(), key=lambda entry: entry[0][0]):
-        yield _loaded(checkpoint, module, tensors, options)
+
+    def __init__(self, checkpoint: Checkpoint, options: LoadOptions) -> None:
+        """Sort a model's tensors.
+
+        Raises:
+            CheckpointCorrupt: the configuration lacks the group size of packed weights, to tell their size.
+        """
+        self._tied = is_tied(checkpoint)
+        # A layer that uses the caches of others may be numbered apart; it comes after those that have their own.
+        own_caches = checkpoint.num_layers - number(checkpoint.text_config, "num_kv_reuse_layers", default=0)
+        modules: dict[tuple[_Place, str], dict[str, list[TensorInfo]]] = {}
+        for tensor in checkpoint.tensors.values():
+            place = _place(tensor.name, own_caches)
+            if place is not None:
+                module, _, kind = _EXPERT.sub("", tensor.name).rpartition(".")
+                modules.setdefault((place, module), {}).setdefault(kind, []).append(tensor)
+        self._groups: dict[_Place, Group] = {}
+        for (place, module), tensors in modules.items():
+            resident, staged = _loaded(checkpoint, module, tensors, options)
+            group = self._groups.get(place, Group())
+            self._groups[place] = group.then(Group(resident, resident + staged))
+
+    def of(self, span: LayerSpan) -> Group:
+        """Return what a slice loads, in the order it is loaded: what is before the layers, they, and the rest."""
+        places: list[_Place] = []
+        if span.is_first:
+            places += ["inputs", "embedding"]
+        elif span.is_last and self._tied:
+            places.append("embedding")
+        places += range(span.start, span.stop)
+        if span.is_last:
+            places += ["rest"] if self._tied else ["rest", "head"]
+        return functools.reduce(Group.then, (self._groups[place] for place in places if place in self._groups), Group())
+
+
+_Place = int | Literal["inputs", "embedding", "rest", "head"]
+"""A layer, or where else a tensor is."""
+
+
+def _place(name: str, own_caches: int) -> _Place | None:
+    """Return where a tensor is, None if it is not loaded."""
+    if _NOT_LOADED.search(name):
+        return None
+    if layer := _LAYER.search(name):
+        return int(layer.group(1))
+    if layer := _REUSING_LAYER.search(name):
+        return own_caches + int(layer.group(1))
+    if _INPUT_ONLY.search(name):
+        return "inputs"
+    if _EMBEDDING.search(name):
+        return "embedding"
+    return "head" if _HEAD.search(name) else "rest"
 
 
 def _loaded(checkpoint: Checkpoint, module: str, tensors: dict[str, list[TensorInfo]], options: LoadOptions) -> Loaded:
+    """Return what a module's tensors, by the last part of their names, take."""
     width = WIDTH[options.dtype]
     scales = _size(tensors, "scales")
     if "qweight" in tensors and scales:
@@ -96,8 +146,8 @@ def _loaded(checkpoint: Checkpoint, module: str, tensors: dict[str, list[TensorI
         return Loaded(expanded + others, stored + min(expanded, _UNPACKED_BLOCK))
     resident = sum(_resident(tensor, width) for each in tensors.values() for tensor in each)
     # Experts are put into their stack one at a time; another tensor is there twice while it is converted.
-    stored = _NAMES[options.dtype]
-    return Loaded(resident, sum(max(_beside(tensor, stored) for tensor in each) for each in tensors.values()))
+    kept = _NAMES[options.dtype]
+    return Loaded(resident, sum(max(_beside(tensor, kept) for tensor in each) for each in tensors.values()))
 
 
 def _repacked(tensors: dict[str, list[TensorInfo]], scales: int, options: LoadOptions) -> Loaded:
@@ -115,29 +165,6 @@ def _beside(tensor: TensorInfo, dtype: str) -> int:
     """Bytes of a tensor as it is stored, where that is not as it is kept: it is there twice for a while."""
     stacked = len(tensor.shape) > 2 and "experts" in tensor.name
     return tensor.nbytes if stacked or (tensor.dtype in _FLOATING and tensor.dtype != dtype) else 0
-
-
-def _turn(name: str) -> int:
-    """Where a tensor's module comes in the order of loading."""
-    layer = _LAYER.search(name)
-    if layer:
-        return int(layer.group(1))
-    return -1 if _EMBEDDING.search(name) or _INPUT_ONLY.search(name) else 1 << 30
-
-
-def _holds(name: str, span: LayerSpan, *, tied: bool) -> bool:
-    if _NOT_LOADED.search(name):
-        return False
-    layer = _LAYER.search(name)
-    if layer:
-        return int(layer.group(1)) in span
-    if _INPUT_ONLY.search(name):
-        return span.is_first
-    if _EMBEDDING.search(name):
-        return span.is_first or (tied and span.is_last)
-    if _HEAD.search(name):
-        return span.is_last and not tied
-    return span.is_last
 
 
 def _size(tensors: dict[str, list[TensorInfo]], kind: str) -> int:

@@ -17,7 +17,7 @@ from runtime.spi import Checkpoint, LayerSpan, LoadOptions, MemoryEstimate, Tens
 from runtime.spi.memory import KV_CACHE
 from runtime.testing.models import tiny_llama
 from runtime_memory.estimator import SafetensorsEstimator
-from runtime_memory.weights import Loaded, loading_peak
+from runtime_memory.weights import Group
 
 WORKLOAD = Workload(context=1000, sequences=2, prefill_chunk=128)
 FULL = LoadOptions(dtype="float32", dequantize=False)
@@ -212,10 +212,20 @@ def test_loading_counts_only_where_it_takes_more_than_what_comes_later() -> None
     assert _part(large, "loading") == 0
 
 
-def test_loading_takes_at_most_what_was_loaded_before_and_two_forms_of_one_module() -> None:
-    assert loading_peak([Loaded(100, 50), Loaded(30, 10), Loaded(10, 5)]) == 150
-    assert loading_peak([Loaded(10, 5), Loaded(30, 10), Loaded(100, 50)]) == 190
-    assert loading_peak([]) == 0
+def test_what_is_loaded_before_adds_to_the_peak_and_what_comes_after_does_not() -> None:
+    large, small = Group(resident=100, peak=150), Group(resident=30, peak=40)
+    assert large.then(small) == (130, 150)
+    assert small.then(large) == (130, 180)
+
+
+def test_no_slice_needs_more_than_one_that_it_lies_in() -> None:
+    checkpoint = _checkpoint(layers=6, sliding=64, quantize=4, tied=False)
+    spans = [LayerSpan(start, stop, 6) for start in range(6) for stop in range(start + 1, 7)]
+    for options in (FULL, LoadOptions("float32", dequantize=True)):
+        needs = {span: _estimate(checkpoint, span, options=options).total for span in spans}
+        for inner, outer in itertools.product(spans, spans):
+            if outer.start <= inner.start and inner.stop <= outer.stop:
+                assert needs[inner] <= needs[outer]
 
 
 def test_a_configuration_without_sizes_is_refused() -> None:
