@@ -13,15 +13,16 @@ import pytest
 from runtime.errors import ModelUnsupported
 from runtime.inference.loading import choose_family
 from runtime.inference.shard import Shard
-from runtime.spi import Checkpoint, LayerSpan, LoadOptions, ModelFamily, TensorInfo
+from runtime.spi import Checkpoint, LayerSpan, LoadOptions, ModelFamily, TensorInfo, read_checkpoint
 from runtime.testing.tiny import TINY_MODULES, tiny_config
 from runtime.weights import build
 from runtime_crossing.family import CrossingFamily
 from runtime_dense.family import DenseFamily
 from runtime_memory.weights import Weights
 from runtime_moe.family import MoeFamily
-from tests.weights.checkpoints import parameters
+from tests.weights.checkpoints import loaded_slice, parameters, write
 from tests.weights.raw_layouts import STEPS, raw
+from tests.weights.test_packed import MODES, awq, quantized
 
 NOT_IMPORTABLE = {"olmo"}
 """It ends the process unless the package ai2-olmo is there."""
@@ -66,3 +67,33 @@ def test_the_weights_of_any_slice_are_what_the_model_owns_of_it(module: str) -> 
 def test_the_original_layout_needs_the_same(module: str) -> None:
     config = tiny_config(module)
     compare(module, config, checkpoint(config, raw(module, parameters(build(config)), config)))
+
+
+def held(folder: Path, options: LoadOptions) -> int:
+    """Bytes of a whole model, loaded."""
+    layers = read_checkpoint(folder).num_layers
+    return sum(array.nbytes for array in loaded_slice(folder, 0, layers, layers, options).values())
+
+
+def counted(folder: Path, options: LoadOptions) -> int:
+    headers = read_checkpoint(folder)
+    return Weights(headers, options).of(LayerSpan.whole(headers.num_layers)).resident
+
+
+@pytest.mark.parametrize("dequantize", [False, True], ids=["packed", "expanded"])
+@pytest.mark.parametrize("mode", [*MODES, "mixed"])
+@pytest.mark.parametrize("module", ["llama", "mixtral"])
+def test_weights_that_mlx_packed(tmp_path: Path, module: str, mode: str, dequantize: bool) -> None:
+    folder = write(tmp_path / "model", *quantized(tiny_config(module), mode))
+    options = LoadOptions("float32", dequantize=dequantize)
+    assert counted(folder, options) == held(folder, options)
+
+
+@pytest.mark.parametrize("dequantize", [False, True], ids=["packed", "expanded"])
+@pytest.mark.parametrize("zeros", [True, False], ids=["zeros", "symmetric"])
+def test_weights_that_autoawq_packed(tmp_path: Path, zeros: bool, dequantize: bool) -> None:
+    settings = {"quant_method": "awq", "bits": 4, "group_size": 32}
+    config = {**tiny_config("llama"), "quantization_config": settings}
+    folder = write(tmp_path / "model", config, awq(config, zeros=zeros))
+    options = LoadOptions("float32", dequantize=dequantize)
+    assert counted(folder, options) == held(folder, options)
