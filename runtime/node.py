@@ -7,10 +7,9 @@ import os
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any
 
-import psutil
 from loguru import logger
 
 from runtime import __version__
@@ -23,7 +22,7 @@ from runtime.http.admin import ActorTree, NodeEntry, NodeStatus, admin_router
 from runtime.http.listener import Listener, serve
 from runtime.http.server import create_app
 from runtime.http.settings import HttpSettings
-from runtime.inference.accelerator import Accelerator, prepare
+from runtime.inference.accelerator import Accelerator, held_bytes, prepare, working_set_left
 from runtime.inference.blas import backend_name
 from runtime.inference.catalogue import Catalogue
 from runtime.inference.compute import ComputeThread
@@ -35,7 +34,8 @@ from runtime.inference.progress import ProgressBoard
 from runtime.inference.stage import STAGES, StageHost
 from runtime.inference.telemetry import emit_all
 from runtime.keyless import LoopbackOnly
-from runtime.spi import Discovery, Frontend, ModelFamily, ModelSource, NodeMemory, PeerChanged, Telemetry
+from runtime.machine import Machine
+from runtime.spi import Discovery, Frontend, ModelFamily, ModelSource, PeerChanged, Telemetry
 from runtime.spi.hookspecs import PluginContext
 from runtime.spi.loader import PluginRecord, Plugins, Role
 from runtime.wire import DialStatus, Limits, Network, WebSockets
@@ -79,8 +79,8 @@ class Node:
         self._frontends: dict[str, Frontend] = self._providers("frontend", config.roles.frontends)
         sources: dict[str, ModelSource] = self._providers("source", config.roles.sources)
 
-        self._last_memory = psutil.virtual_memory()
-        self.ledger = Ledger(self.system, self._memory)
+        self._machine = Machine(int(config.models.memory_reserve), config.memory.policy, working_set_left)
+        self.ledger = Ledger(self.system, self._machine.memory, held_bytes)
         discovery: Discovery = self._provider("discovery", config.roles.discovery)
         self.membership = Membership(
             self.system,
@@ -181,7 +181,7 @@ class Node:
 
     def status(self) -> NodeStatus:
         """Describe this node."""
-        memory = self._memory()
+        memory = self.ledger.memory()
         served = self.registry.entries()
         accelerator = self._accelerator
         return NodeStatus(
@@ -193,7 +193,7 @@ class Node:
             blas=None if accelerator is None else accelerator.blas.name,
             memory_total=memory.total,
             memory_available=memory.available,
-            memory_reserved=self.ledger.memory().reserved,
+            memory_reserved=memory.reserved,
             nodes=len(self.membership.views()),
             models=len(served),
             active=sum(entry.active for entry in served),
@@ -276,15 +276,6 @@ class Node:
 
     def _peers(self) -> list[str]:
         return [view.name for view in self.membership.views() if view.name != self.system.node]
-
-    def _memory(self) -> NodeMemory:
-        # Reading it opens a file, which fails while no file descriptor is free; the node outlives that.
-        with suppress(OSError):
-            self._last_memory = psutil.virtual_memory()
-        memory = self._last_memory
-        return NodeMemory(
-            total=memory.total, available=memory.available, reserve=int(self.config.models.memory_reserve)
-        )
 
     def _backend(self) -> str:
         return backend_name() if self._accelerator is None else self._accelerator.backend

@@ -21,9 +21,8 @@ class Stage(NamedTuple):
     @property
     def deficit(self) -> int:
         """Bytes that the node lacks; negative is what it has to spare."""
-        memory = self.node.memory
         # Not from what can be granted, which is never below nothing: the reserve may be more than there is.
-        return self.need.total - (memory.available - memory.reserve)
+        return self.need.total - self.node.memory.spare
 
 
 class EvenPlacement(PlacementPolicy):
@@ -104,7 +103,7 @@ def _remedy(request: PlacementRequest, short: list[Stage]) -> str:
             f"What would help: less context or fewer sequences at once, so that the KV cache is at most "
             f"{int(min(kept) * 100)}% of what was asked."
         )
-    spare = min(stage.node.memory.available - stage.need.total for stage in short)
+    spare = min(stage.node.memory.spare + stage.node.memory.reserve - stage.need.total for stage in short)
     if spare >= 0:
         return f"What would help: a models.memory_reserve of at most {spare >> 20} MiB where it lacks."
     for nodes in range(len(request.nodes) + 1, min(request.layers, len(request.nodes) + 16) + 1):

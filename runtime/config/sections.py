@@ -12,6 +12,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ByteSize, ConfigDict, Field, SecretStr, field_validator
 
+from runtime.spi.cluster import MemoryPolicy
 from runtime.spi.engine import LONGEST_KEEP_ALIVE
 from runtime.spi.loader import Role
 
@@ -180,6 +181,13 @@ class ModelsSection(Section):
     """Memory left free for everything else on the machine."""
     preload: bool = False
     """Whether the default model is loaded at start, before anyone asks."""
+
+
+class MemorySection(Section):
+    """What of this machine's memory models may have."""
+
+    policy: MemoryPolicy = "strict"
+    """Grant what fits without swapping; what fits with the free swap; or whatever is asked."""
 
 
 class LogSection(Section):

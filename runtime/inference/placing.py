@@ -10,11 +10,12 @@ import msgspec
 from loguru import logger
 
 from runtime.actors import ActorRef, ActorSystem
-from runtime.cluster import LEDGER, Commit, Reserve
+from runtime.cluster import LEDGER, Commit
 from runtime.errors import PlacementRefused
 from runtime.inference.catalogue import Catalogue
 from runtime.inference.options import candidate_contexts, candidate_options
 from runtime.inference.protocol import OpenStage, StageOpened
+from runtime.inference.reserving import RESERVE_SECONDS, reserve
 from runtime.inference.stage import LOAD_SECONDS, STAGES
 from runtime.spi import (
     Checkpoint,
@@ -27,8 +28,6 @@ from runtime.spi import (
     Progress,
     Workload,
 )
-
-RESERVE_SECONDS = 10.0
 
 
 class PlacingSettings(msgspec.Struct, frozen=True):
@@ -81,22 +80,10 @@ class Placer:
         checkpoint = await self._catalogue.fetch(model, progress)
         plan, context, options = self._plan(model, checkpoint, self._nodes())
         logger.info("placing {}: {}", model, plan.reason)
-        epoch = next(self._epochs)
-        reserved = await asyncio.gather(
-            *(
-                self._system.ask(
-                    ActorRef(stage.node, LEDGER),
-                    Reserve(model=model, epoch=epoch, bytes=stage.bytes, owner=driver),
-                    RESERVE_SECONDS,
-                )
-                for stage in plan.stages
-            )
-        )
+        reserved = await reserve(self._system, plan, model, next(self._epochs), driver)
         opened = await asyncio.gather(
             *(
-                self._open(
-                    OpenStage(model, checkpoint.digest, stage.span, options, driver, grant.reservation), stage.node
-                )
+                self._open(OpenStage(model, checkpoint.digest, stage.span, options, driver, grant), stage.node)
                 for stage, grant in zip(plan.stages, reserved, strict=True)
             )
         )
@@ -104,8 +91,7 @@ class Placer:
 
     async def _open(self, order: OpenStage, node: str) -> StageOpened:
         opened = await self._system.ask(ActorRef(node, f"/{STAGES}"), order, LOAD_SECONDS)
-        # What is not in memory yet is the KV cache, which grows into the rest of the reservation.
-        await self._system.ask(ActorRef(node, LEDGER), Commit(order.reservation, opened.bytes), RESERVE_SECONDS)
+        await self._system.ask(ActorRef(node, LEDGER), Commit(order.reservation), RESERVE_SECONDS)
         return opened
 
     def _plan(self, model: str, checkpoint: Checkpoint, nodes: tuple[NodeView, ...]) -> tuple[Plan, int, LoadOptions]:

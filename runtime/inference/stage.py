@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from loguru import logger
 
 from runtime.actors import Actor, ActorRef, Down, Message, ReplyTo, Request, Restart
+from runtime.cluster import LEDGER, Confirm
 from runtime.errors import ActorStopped, ModelError, ModelNotFound, RuntimeFault
 from runtime.inference.accelerator import prepare
 from runtime.inference.catalogue import Catalogue
@@ -31,7 +32,7 @@ from runtime.inference.protocol import (
     Step,
     StepFailed,
 )
-from runtime.inference.reclaim import reclaim
+from runtime.inference.reclaim import reclaim, trim
 from runtime.inference.telemetry import emit_all
 from runtime.spi import Checkpoint, Download, ModelFamily, ModelLoaded, ModelUnloaded, Progress, Telemetry
 
@@ -43,6 +44,8 @@ STAGES = "stages"
 """Path of every node's :class:`StageHost`."""
 LOAD_SECONDS = 3600.0
 """How long fetching and loading a slice may take."""
+CONFIRM_SECONDS = 10.0
+"""How long the node's own ledger may take to answer."""
 
 
 class _Load(Request[StageOpened], frozen=True, tag="stage.load"):
@@ -82,6 +85,8 @@ class StageHost(Actor):
         stage: ActorRef | None = None
         try:
             checkpoint = await self._same_checkpoint(order)
+            # The plan may be an hour old, if there was much to fetch, and other programs ask no ledger.
+            await self.context.ask(ActorRef(self.context.node, LEDGER), Confirm(order.reservation), CONFIRM_SECONDS)
             stage = self.context.spawn(
                 lambda: Stage(order, checkpoint, self._families, self._compute, self._reporter(order), self._telemetry),
                 f"{next(self._names)}",
@@ -170,7 +175,7 @@ class Stage(Actor):
             case OpenSequence():
                 return self._open_sequence(message)
             case CloseSequence(sequence):
-                self._sequences.pop(sequence, None)
+                self._close_sequence(sequence)
             case ConnectStage(next):
                 self._next = next
                 return Done()
@@ -235,6 +240,11 @@ class Stage(Actor):
             raise ModelError(f"{self.context.self_ref} has no model loaded")
         self._sequences[message.sequence] = StageSequence(self._shard, message)
         return Done()
+
+    def _close_sequence(self, sequence: int) -> None:
+        if self._sequences.pop(sequence, None) is not None and not self._sequences:
+            # The ledger takes a freed cache for promised memory, which it is only once the system has it back.
+            self._compute.submit(lambda: trim, lambda _, error: None)
 
     def _start(self, step: Step | Hidden) -> None:
         sequence = self._sequences.get(step.sequence)

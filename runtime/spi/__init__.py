@@ -8,7 +8,7 @@ This package imports neither MLX nor a web framework, so that listing plugins st
 """
 
 from runtime.spi.checkpoint import Checkpoint, TensorInfo, read_checkpoint
-from runtime.spi.cluster import NodeMemory, NodeView
+from runtime.spi.cluster import MemoryPolicy, NodeMemory, NodeView
 from runtime.spi.commands import Command
 from runtime.spi.discovery import Discovery
 from runtime.spi.engine import (
@@ -72,6 +72,7 @@ __all__ = [
     "LoadedStage",
     "MemoryEstimate",
     "MemoryEstimator",
+    "MemoryPolicy",
     "ModelCard",
     "ModelFamily",
     "ModelListing",

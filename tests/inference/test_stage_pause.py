@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from runtime.actors import Actor, ActorSystem, Message
+from runtime.cluster import Ledger, Reserve
 from runtime.errors import RuntimeFault
 from runtime.inference.catalogue import Catalogue
 from runtime.inference.compute import ComputeThread
 from runtime.inference.progress import ProgressBoard
 from runtime.inference.protocol import OpenStage
 from runtime.inference.stage import STAGES, StageHost
-from runtime.spi import Checkpoint, LayerSpan, LoadOptions, ModelFamily, ModelListing, ModelSource, Progress
+from runtime.spi import Checkpoint, LayerSpan, LoadOptions, ModelFamily, ModelListing, ModelSource, NodeMemory, Progress
 from runtime.testing.models import tiny_llama
 from tests.wire.loopback import eventually
 
@@ -83,8 +84,10 @@ async def test_a_pause_is_announced_before_a_slice_is_loaded_and_taken_back_afte
             lambda: StageHost(catalogue, {"watched": Watched(events)}, compute, ProgressBoard(), (), pausing), STAGES
         )
         driver = system.spawn(Driver, "driver")
+        ledger = Ledger(system, lambda: NodeMemory(total=1000, available=1000)).start()
+        grant = await system.ask(ledger, Reserve(model="tiny", epoch=1, bytes=10, owner=driver), 5)
         options = LoadOptions("float32", dequantize=False)
-        order = OpenStage("tiny", checkpoint.digest, LayerSpan(0, 1, 1), options, driver, 1)
+        order = OpenStage("tiny", checkpoint.digest, LayerSpan(0, 1, 1), options, driver, grant.reservation)
         with pytest.raises(RuntimeFault, match="this is a test"):
             await system.ask(host, order, 30.0)
         assert events == ["pause", "load", "back"]
