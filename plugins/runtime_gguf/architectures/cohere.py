@@ -1,0 +1,35 @@
+"""Command R: one norm for attention and feed-forward side by side, heads rotated in neighbouring pairs."""
+
+from __future__ import annotations
+
+from runtime_gguf.blueprint import Blueprint, Part, attention, base_config, endpoints, read_sizes, swiglu, vector
+from runtime_gguf.metadata import Metadata
+from runtime_gguf.rope import Factors, rope_scaling
+
+
+def command_r(file: Metadata, factors: Factors) -> Blueprint:
+    """Describe a Command R, or R+ where queries and keys are normed."""
+    sizes = read_sizes(file, even_heads=True)
+    file.require("rope.dimension_count", sizes.head_dim, sizes.head_dim)
+    rope_scaling(file, factors, sizes.head_dim, known=())
+    normed = file.has_tensor("blk.0.attn_q_norm.weight")
+    config = base_config(file, sizes, "cohere", "CohereForCausalLM") | {
+        "layer_norm_eps": file.real("attention.layer_norm_epsilon"),
+        "logit_scale": file.real("logit_scale"),
+        "use_qk_norm": normed,
+        "tie_word_embeddings": True,
+    }
+    norms = (
+        Part("attn_q_norm.weight", "self_attn.q_norm.weight", (sizes.heads, sizes.head_dim)),
+        Part("attn_k_norm.weight", "self_attn.k_norm.weight", (sizes.kv_heads, sizes.head_dim)),
+    )
+    return Blueprint(
+        config,
+        endpoints(file, sizes),
+        (
+            *vector("attn_norm", "input_layernorm", sizes.hidden),
+            *attention(sizes),
+            *(norms if normed else ()),
+            *swiglu(sizes),
+        ),
+    )
