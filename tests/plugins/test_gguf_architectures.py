@@ -1,10 +1,8 @@
 """Every architecture that is converted from GGUF gives the model that it was made from, bit for bit.
 
 A tiny model of mlx-lm with random weights is written as llama.cpp's converter would write it, converted back, and
-loaded
-by mlx-lm, strictly. Then every parameter is compared, and the logits, which depend on the settings too; so the
-settings
-here are unlike any default.
+loaded by mlx-lm, strictly. Then every parameter is compared, and the logits, which depend on the settings too; so the
+settings here are unlike any default.
 """
 
 from __future__ import annotations
@@ -114,7 +112,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "logits_scaling": 1.5,
     },
     "olmo2": {**_RMS, "model_type": "olmo2"},
-    "olmoe": {**_RMS, "model_type": "olmoe", "num_experts": 4, "num_experts_per_tok": 2},
+    "olmoe": {**_RMS, "model_type": "olmoe", "num_key_value_heads": 4, "num_experts": 4, "num_experts_per_tok": 2},
     "glm4": {
         **_RMS,
         "model_type": "glm4",
@@ -123,6 +121,13 @@ MODELS: dict[str, dict[str, Any]] = {
         "partial_rotary_factor": 0.5,
     },
     "cohere": {
+        **_BASE,
+        "model_type": "cohere",
+        "layer_norm_eps": 3e-3,
+        "logit_scale": 0.3,
+        "tie_word_embeddings": True,
+    },
+    "cohere with norms": {
         **_BASE,
         "model_type": "cohere",
         "layer_norm_eps": 3e-3,
