@@ -104,7 +104,7 @@ def test_the_configuration_says_what_the_metadata_says(tmp_path: Path) -> None:
     assert (config["num_attention_heads"], config["num_key_value_heads"]) == (HEADS, KV_HEADS)
     assert (config["hidden_size"], config["intermediate_size"]) == (HIDDEN, INNER)
     assert config["tie_word_embeddings"] is True
-    assert (config["bos_token_id"], config["eos_token_id"]) == (0, 2)
+    assert (config["bos_token_id"], config["eos_token_id"]) == (0, [2, 0])
     assert read_checkpoint(folder).num_layers == 2
 
 
@@ -271,5 +271,5 @@ def test_the_embedded_model_knows_the_capital_of_france(tmp_path: Path) -> None:
     model, tokenizer = load(str(folder))[:2]
     chat = [{"role": "user", "content": "What is the capital of France?"}]
     prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True)
-    assert tokenizer.eos_token_ids == {2}
+    assert tokenizer.eos_token_ids == {0, 2}
     assert "Paris" in generate(model, tokenizer, prompt=prompt, max_tokens=16)
