@@ -70,8 +70,7 @@ def read_architecture(header: GgufHeader, factors: Factors) -> Architecture:
         )
     blueprint = describe(file, factors)
     _check_settings(file)
-    parts = dict(_spelt_out(blueprint))
-    _check_tensors(header, parts)
+    parts = _check_tensors(header, blueprint)
     moves = (Move(header.tensors[gguf], part.name, part.shape, part.heads, part.shift) for gguf, part in parts.items())
     config = {key: value for key, value in blueprint.config.items() if value is not None}
     return Architecture(config, tuple(moves))
@@ -99,23 +98,26 @@ def _spelt_out(blueprint: Blueprint) -> Iterator[tuple[str, Part]]:
             yield f"blk.{layer}.{part.gguf}", part._replace(name=f"model.layers.{layer}.{part.name}")
 
 
-def _check_tensors(header: GgufHeader, wanted: dict[str, Part]) -> None:
-    missing = sorted(wanted.keys() - header.tensors.keys())
-    if missing:
-        raise CheckpointCorrupt(
-            f"{header.path} lacks {len(missing)} tensors that its architecture needs, {missing[0]} among them; "
-            "it may be cut short, or one part of a split file"
-        )
-    unknown = sorted(header.tensors.keys() - wanted.keys() - set(FACTOR_TENSORS))
+def _check_tensors(header: GgufHeader, blueprint: Blueprint) -> dict[str, Part]:
+    """Return the parts by GGUF's full names, all of which the file has, and no others."""
+    parts: dict[str, Part] = {}
+    for name, part in _spelt_out(blueprint):
+        # The first that is missing ends it: a claim of a million layers is never spelt out.
+        found = header.tensors.get(name)
+        if found is None:
+            raise CheckpointCorrupt(f"{header.path} lacks the tensor {name}; it may be cut short")
+        if _without_leading_ones(found.shape) != _without_leading_ones(part.shape):
+            raise CheckpointCorrupt(
+                f"tensor {name} of {header.path} has shape {found.shape}, and should have {part.shape}"
+            )
+        parts[name] = part
+    unknown = sorted(header.tensors.keys() - parts.keys() - set(FACTOR_TENSORS))
     if unknown:
         raise ModelUnsupported(
             f"{header.path} has {len(unknown)} tensors that its architecture does not have here, such as {unknown[0]}; "
             "converting it would drop a part of the model"
         )
-    for name, part in wanted.items():
-        found = header.tensors[name].shape
-        if _without_leading_ones(found) != _without_leading_ones(part.shape):
-            raise CheckpointCorrupt(f"tensor {name} of {header.path} has shape {found}, and should have {part.shape}")
+    return parts
 
 
 def _without_leading_ones(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -11,6 +11,9 @@ from runtime_gguf.reader import GgufHeader
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
 """Types of tokens; 5 is unused, 6 a byte."""
 
+MAX_TOKEN, MAX_CHARACTERS = 1 << 10, 1 << 24
+"""Length of a token, and of all together; far beyond any vocabulary. Merges are found in time that grows with both."""
+
 _NONE = 0xFFFFFFFF
 """How llama.cpp writes that there is no such token: -1."""
 
@@ -80,6 +83,8 @@ def read_vocabulary(header: GgufHeader, rows: int) -> Vocabulary:
         raise CheckpointCorrupt(
             f"{header.path} lists {len(tokens)} tokens, {len(set(tokens))} of them distinct, for an embedding of {rows}"
         )
+    if max(map(len, tokens)) > MAX_TOKEN or sum(map(len, tokens)) > MAX_CHARACTERS:
+        raise CheckpointCorrupt(f"the tokens of {header.path} are longer than those of any vocabulary")
     types = listed("token_type", int) or [NORMAL] * len(tokens)
     scores = listed("scores", float)
     if len(types) != len(tokens) or len(scores) not in (0, len(tokens)):

@@ -60,6 +60,71 @@ def test_repacked_weights_are_bit_for_bit_what_ggml_means(
     np.testing.assert_array_equal(np.array(ours), gguf.quants.dequantize(raw, encoding))
 
 
+def test_mxfp4_keeps_its_codes_and_exponents() -> None:
+    import mlx.core as mx
+
+    values = np.random.default_rng(0).standard_normal((3, 96), dtype=np.float32)
+    raw = gguf.quants.quantize(values, GGMLQuantizationType.MXFP4)
+    weight, scales = pack(int(GGMLQuantizationType.MXFP4), raw, "w")
+    ours = mx.dequantize(mx.array(weight), mx.array(scales), group_size=32, bits=4, mode="mxfp4")
+    expected = gguf.quants.dequantize(raw, GGMLQuantizationType.MXFP4)
+    np.testing.assert_array_equal(np.array(ours.astype(mx.float32)), expected)
+
+
+def _q4_k(block: bytes) -> list[float]:
+    """Decode one block as ggml's ``dequantize_row_q4_K`` does: eight groups of 32, with 6-bit scales and minima."""
+    d, minimum = np.frombuffer(block[:4], dtype=np.float16).astype(np.float64)
+    packed, quants = block[4:16], block[16:]
+    result: list[float] = []
+    for group in range(8):
+        if group < 4:
+            scale, low = packed[group] & 63, packed[group + 4] & 63
+        else:
+            scale = (packed[group + 4] & 15) | (packed[group - 4] >> 6) << 4
+            low = (packed[group + 4] >> 4) | (packed[group] >> 6) << 4
+        for byte in quants[group // 2 * 32 : group // 2 * 32 + 32]:
+            quant = byte >> 4 if group % 2 else byte & 15
+            result.append(d * scale * quant - minimum * low)
+    return result
+
+
+def _q6_k(block: bytes) -> list[float]:
+    """Decode one block as ggml's ``dequantize_row_q6_K`` does: sixteen groups of 16, with 8-bit scales."""
+    low, high, scales = block[:128], block[128:192], np.frombuffer(block[192:208], dtype=np.int8)
+    d = float(np.frombuffer(block[208:], dtype=np.float16)[0])
+    result: list[float] = []
+    for place in range(256):
+        half, row, column = place // 128, place % 128 // 32, place % 32
+        byte = low[half * 64 + row % 2 * 32 + column]
+        quant = (byte >> 4 if row > 1 else byte & 15) | (high[half * 32 + column] >> 2 * row & 3) << 4
+        result.append(d * int(scales[place // 16]) * (quant - 32))
+    return result
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+def test_k_quants_are_expanded_to_what_their_blocks_say(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    scales = (random.uniform(-1e-3, 1e-3, 4)).astype(np.float16).tobytes()
+    for kind, size, place, decode in ((12, 144, 0, _q4_k), (14, 210, 208, _q6_k)):
+        blocks = [bytearray(random.bytes(size)) for _ in range(2)]
+        for index, block in enumerate(blocks):
+            block[place : place + (4 if kind == 12 else 2)] = scales[4 * index :][: 4 if kind == 12 else 2]
+        expected = [value for block in blocks for value in decode(bytes(block))]
+        rows = np.frombuffer(b"".join(blocks), dtype=np.uint8).reshape(1, -1)
+        np.testing.assert_allclose(expand(kind, rows, "w")[0], expected, rtol=1e-3, atol=1e-6)
+
+
+@given(kind=st.sampled_from([6, 7, 10, 11, 12, 13, 14, 16, 17, 18, 19, 20, 21, 22, 23, 29, 34, 35]), data=st.data())
+def test_blocks_of_noise_are_expanded_to_numbers_or_refused(kind: int, data: st.DataObject) -> None:
+    _, size = gguf.GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
+    raw = data.draw(st.binary(min_size=size, max_size=size))
+    try:
+        values = expand(kind, np.frombuffer(raw, dtype=np.uint8).reshape(1, -1), "w")
+    except CheckpointCorrupt:
+        return  # any other exception fails the test
+    assert np.isfinite(values).all()
+
+
 def test_a_scale_that_is_not_a_number_is_refused() -> None:
     raw = gguf.quants.quantize(np.ones((1, 32), dtype=np.float32), GGMLQuantizationType.Q4_0)
     for scale in (np.nan, np.inf, 60000.0):

@@ -13,8 +13,13 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+from gguf.constants import GGMLQuantizationType
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from runtime.errors import CheckpointCorrupt, ModelUnsupported
+from runtime.spi import read_checkpoint
 from runtime.testing.gguf_export import ARCHITECTURES, export
 from runtime.testing.gguf_files import TOKENS
 from runtime_gguf.architectures import ARCHITECTURES as CONVERTED
@@ -221,3 +226,139 @@ def test_a_model_comes_back_bit_for_bit(tmp_path: Path, config: dict[str, Any]) 
         else:
             np.testing.assert_array_equal(found[name], expected, err_msg=name)
     np.testing.assert_array_equal(_logits(model), _logits(original))
+
+
+def _values(module: Any) -> NDArray[np.float32]:
+    """Return the weight of a linear layer, packed or not."""
+    import mlx.core as mx
+
+    if "scales" not in module:
+        return np.array(module["weight"].astype(mx.float32))
+    sides = [module[side] for side in ("scales", "biases") if side in module]
+    if module.mode == "affine":
+        sides = [side.astype(mx.float32) for side in sides]
+    plain = mx.dequantize(module["weight"], *sides, group_size=32, bits=module.bits, mode=module.mode)
+    return np.array(plain.astype(mx.float32))
+
+
+@pytest.mark.parametrize("name", ["llama", "mixtral", "gemma2", "gpt_oss"])
+@pytest.mark.parametrize("kind", ["F16", "BF16", "Q4_0", "Q4_1", "Q8_0", "MXFP4", "Q5_1"])
+def test_weights_are_worth_what_the_file_says(tmp_path: Path, name: str, kind: str) -> None:
+    config = MODELS[name]
+    weights = _weights(_build(config))
+    model, found = _converted(tmp_path, config, weights, kind=kind)
+    packed = kind in ("Q4_0", "Q4_1", "Q8_0", "MXFP4")
+    assert found.get("quantization", {}).get("mode") == (("mxfp4" if kind == "MXFP4" else "affine") if packed else None)
+    encoding = GGMLQuantizationType[kind]
+    compared = 0
+    for path, module in model.named_modules():
+        expected = weights.get(f"{path}.weight")
+        if expected is not None and expected.ndim > 1 and not path.endswith((".gate", ".router")):
+            assert ("scales" in module) == packed, path
+            expected = gguf.quants.dequantize(gguf.quants.quantize(expected, encoding), encoding)
+            if kind == "Q5_1":
+                expected = expected.astype(np.float16).astype(np.float32)
+            np.testing.assert_array_equal(_values(module), expected, err_msg=path)
+            compared += 1
+    assert compared > 3 * config["num_hidden_layers"]
+
+
+def test_a_checkpoint_of_experts_says_what_it_is_made_of(tmp_path: Path) -> None:
+    config = MODELS["mixtral"]
+    file = export(tmp_path / "m.gguf", config, _weights(_build(config)), kind="Q8_0")
+    checkpoint = read_checkpoint(GgufSource(tmp_path / "cache").fetch(str(file), lambda progress: None))
+    stacked = "model.layers.1.block_sparse_moe.switch_mlp.down_proj"
+    assert checkpoint.tensors[f"{stacked}.weight"].shape == (4, 64, 96 * 8 // 32)
+    assert checkpoint.tensors[f"{stacked}.scales"].shape == (4, 64, 96 // 32)
+    assert checkpoint.model_type == "mixtral"
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "fault", "message"),
+    [
+        (
+            "gemma",
+            {"{arch}.rope.scaling.type": "linear", "{arch}.rope.scaling.factor": 2.0},
+            ModelUnsupported,
+            "linear",
+        ),
+        ("gemma3_text", {"{arch}.final_logit_softcapping": 30.0}, ModelUnsupported, "softcapping = 30"),
+        ("gemma3_text", {"{arch}.attention.sliding_window": 0}, ModelUnsupported, "without a sliding window"),
+        ("mixtral", {"{arch}.rope.scaling.type": "yarn"}, CheckpointCorrupt, "yarn and a factor of 0"),
+        ("qwen2", {"{arch}.attention.key_length": 32}, ModelUnsupported, "heads of 32"),
+        ("qwen2", {"{arch}.rope.scaling.yarn_ext_factor": 0.5}, ModelUnsupported, "ext_factor = 0.5"),
+        ("qwen3_moe", {"{arch}.expert_weights_scale": 2.5}, ModelUnsupported, "expert_weights_scale = 2.5"),
+        ("olmo2", {"{arch}.attention.sliding_window": 4096}, ModelUnsupported, "sliding_window = 4096"),
+        ("phi3", {"{arch}.rope.dimension_count": 17}, CheckpointCorrupt, "rotates 17 of 16"),
+        ("phi3", {"{arch}.rope.scaling.original_context_length": 1}, CheckpointCorrupt, "context of 1"),
+        ("phi3", {"{arch}.rope.scaling.attn_factor": 3.0}, ModelUnsupported, "attn_factor = 3"),
+        ("granite", {"{arch}.rope.scaling.finetuned": False}, ModelUnsupported, "without rotary"),
+        ("stablelm", {"{arch}.use_parallel_residual": True}, ModelUnsupported, "side by side"),
+        ("gpt_oss", {"{arch}.expert_used_count": 5}, CheckpointCorrupt, "uses 5 experts of 4"),
+    ],
+)
+def test_what_the_model_would_ignore_is_refused(
+    tmp_path: Path, name: str, keys: dict[str, Any], fault: type[Exception], message: str
+) -> None:
+    config = MODELS[name]
+    with pytest.raises(fault, match=message):
+        _converted(tmp_path, config, _weights(_build(config)), keys=keys)
+
+
+_WEIGHTS: dict[str, Any] = {}
+
+
+@settings(max_examples=120, deadline=None)
+@given(data=st.data())
+def test_metadata_of_nonsense_is_converted_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    name = data.draw(st.sampled_from(sorted(MODELS)))
+    config = MODELS[name]
+    if name not in _WEIGHTS:
+        _WEIGHTS[name] = _weights(_build(config))
+    odd = st.one_of(
+        st.none(),
+        st.booleans(),
+        st.sampled_from([0, 1, 2, 3, 2**31, 2**32 - 1]),
+        st.sampled_from([0.0, 1.0, -1.0, 0.5, 1e-38, 3e38, float("inf"), float("nan")]),
+        st.sampled_from(["", "linear", "yarn", "longrope", "none"]),
+        st.sampled_from([[1, 1, 1], [0, 1, 2], [0.5], ["a"]]),
+    )
+    keys = data.draw(st.dictionaries(st.sampled_from(_KEYS), odd, min_size=1, max_size=4))
+    folder = tmp_path_factory.mktemp("nonsense")
+    file = export(folder / "m.gguf", config, _WEIGHTS[name], keys={f"{{arch}}.{key}": keys[key] for key in keys})
+    try:
+        converted = GgufSource(folder / "cache").fetch(str(file), lambda progress: None)
+    except (CheckpointCorrupt, ModelUnsupported):
+        return  # any other exception fails the test
+    read_checkpoint(converted)
+
+
+_KEYS = [
+    "attention.causal",
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.key_length",
+    "attention.layer_norm_epsilon",
+    "attention.layer_norm_rms_epsilon",
+    "attention.scale",
+    "attention.sliding_window",
+    "attention.sliding_window_pattern",
+    "block_count",
+    "context_length",
+    "embedding_length",
+    "expert_count",
+    "expert_feed_forward_length",
+    "expert_used_count",
+    "feed_forward_length",
+    "logit_scale",
+    "rope.dimension_count",
+    "rope.freq_base",
+    "rope.freq_base_swa",
+    "rope.scaling.attn_factor",
+    "rope.scaling.factor",
+    "rope.scaling.original_context_length",
+    "rope.scaling.type",
+    "rope.scaling.yarn_beta_fast",
+]
