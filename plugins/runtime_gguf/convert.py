@@ -17,14 +17,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from runtime.errors import CheckpointCorrupt
 from runtime_gguf.architecture import Architecture, Move, read_architecture
-from runtime_gguf.reader import GgufHeader, read_header
+from runtime_gguf.reader import GgufHeader, GgufTensor
 from runtime_gguf.repack import F32, GROUP, KEPT, PACKED, expand, pack, values
 from runtime_gguf.rope import FACTOR_TENSORS
+from runtime_gguf.split import read_model
 from runtime_gguf.tokenizer import write_tokenizer
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    Mapped = dict[Path, NDArray[np.uint8]]
+    """The bytes of each file."""
 
 CONVERTER = 2
 """Raised whenever the same file would be converted differently; part of the cache key."""
@@ -46,9 +50,9 @@ class Slot(NamedTuple):
 
 
 def convert(source: Path, target: Path, progress: Callable[[int, int], None]) -> None:
-    """Convert the GGUF file ``source`` into the existing, empty folder ``target``.
+    """Convert the GGUF file ``source``, and those that belong to it, into the existing, empty folder ``target``.
 
-    ``progress`` is called with the bytes of ``source`` done so far and in all.
+    ``progress`` is called with the bytes done so far and in all.
 
     Raises:
         CheckpointCorrupt: the file is damaged.
@@ -56,8 +60,10 @@ def convert(source: Path, target: Path, progress: Callable[[int, int], None]) ->
     """
     import numpy as np
 
-    header = read_header(source)
-    mapped: NDArray[np.uint8] = np.memmap(source, dtype=np.uint8, mode="r")
+    header = read_model(source)
+    mapped: Mapped = {
+        file: np.memmap(file, dtype=np.uint8, mode="r") for file in {tensor.file for tensor in header.tensors.values()}
+    }
     architecture = read_architecture(header, _rope_factors(header, mapped))
     special = write_tokenizer(header, target, int(architecture.config["vocab_size"]))
     config = {**architecture.config, **special, **_quantization(architecture)}
@@ -67,7 +73,7 @@ def convert(source: Path, target: Path, progress: Callable[[int, int], None]) ->
     _write_weights(architecture.moves, mapped, target / "model.safetensors", progress)
 
 
-def _rope_factors(header: GgufHeader, mapped: NDArray[np.uint8]) -> dict[str, list[float]]:
+def _rope_factors(header: GgufHeader, mapped: Mapped) -> dict[str, list[float]]:
     import numpy as np
 
     factors: dict[str, list[float]] = {}
@@ -77,7 +83,7 @@ def _rope_factors(header: GgufHeader, mapped: NDArray[np.uint8]) -> dict[str, li
             continue
         if tensor.kind != F32 or tensor.nbytes > 1 << 16:
             raise CheckpointCorrupt(f"{name} of {header.path} is not a short list of float32")
-        raw = mapped[tensor.offset : tensor.offset + tensor.nbytes]
+        raw = _bytes_of(tensor, mapped)
         factors[name] = [float(value) for value in np.frombuffer(raw.tobytes(), dtype="<f4")]
         if not all(map(math.isfinite, factors[name])):
             raise CheckpointCorrupt(f"{name} of {header.path} has a value that is not a number")
@@ -118,9 +124,7 @@ def slots(move: Move) -> list[Slot]:
     return [Slot(move.name, "F32" if move.shift else KEPT.get(move.tensor.kind, "F16"), move.shape)]
 
 
-def _write_weights(
-    moves: tuple[Move, ...], mapped: NDArray[np.uint8], file: Path, progress: Callable[[int, int], None]
-) -> None:
+def _write_weights(moves: tuple[Move, ...], mapped: Mapped, file: Path, progress: Callable[[int, int], None]) -> None:
     entries: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
     at = 0
     for move in moves:
@@ -152,12 +156,16 @@ def _write_weights(
         os.fsync(stream.fileno())
 
 
-def _chunks(move: Move, mapped: NDArray[np.uint8]) -> Iterator[tuple[tuple[NDArray[Any], ...], int]]:
+def _bytes_of(tensor: GgufTensor, mapped: Mapped) -> NDArray[np.uint8]:
+    return mapped[tensor.file][tensor.offset : tensor.offset + tensor.nbytes]
+
+
+def _chunks(move: Move, mapped: Mapped) -> Iterator[tuple[tuple[NDArray[Any], ...], int]]:
     """Yield the converted tensor some rows at a time, with the bytes of the source that they took."""
     import numpy as np
 
     tensor = move.tensor
-    raw = mapped[tensor.offset : tensor.offset + tensor.nbytes]
+    raw = _bytes_of(tensor, mapped)
     # A vector counts as a matrix of one row, except where its elements must be reordered.
     rows = math.prod(move.shape[:-1]) if len(move.shape) > 1 else move.shape[0] if move.heads else 1
     table = raw.reshape(rows, -1)

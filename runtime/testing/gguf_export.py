@@ -55,6 +55,7 @@ def export(
     *,
     kind: str = "F32",
     keys: Mapping[str, Any] | None = None,
+    split: int = 0,
 ) -> Path:
     """Write a model with a small byte-level tokenizer.
 
@@ -64,10 +65,14 @@ def export(
         weights: the parameters of mlx-lm's model, by their names there.
         kind: ggml type of the matrices whose rows its blocks divide; the rest is F32.
         keys: metadata to add or replace; None leaves a key out.
+        split: the most tensors that a file may hold, 0 for any number. The files are then named as gguf-split does.
+
+    Returns:
+        The file, or the first of them.
     """
     model_type = str(config["model_type"])
     architecture = ARCHITECTURES[model_type]
-    writer = gguf.GGUFWriter(str(path), MODEL_ARCH_NAMES[architecture])
+    writer = gguf.GGUFWriter(str(path), MODEL_ARCH_NAMES[architecture], split_max_tensors=split)
     _add_settings(writer, config)
     tokenizer = bpe_metadata()
     prefix = MODEL_ARCH_NAMES[architecture] + "."
@@ -86,7 +91,7 @@ def export(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path
+    return path if path.is_file() else min(path.parent.glob(f"{path.stem}-00001-of-*.gguf"))
 
 
 def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:

@@ -18,10 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from runtime.errors import CheckpointCorrupt, ModelUnsupported
-from runtime.spi import read_checkpoint
+from runtime.errors import CheckpointCorrupt, ModelNotFound, ModelUnsupported
+from runtime.spi import LayerSpan, LoadOptions, read_checkpoint
 from runtime.testing.gguf_export import ARCHITECTURES, export
 from runtime.testing.gguf_files import TOKENS
+from runtime_dense.family import DenseFamily
 from runtime_gguf.architectures import ARCHITECTURES as CONVERTED
 from runtime_gguf.source import GgufSource
 
@@ -271,6 +272,69 @@ def test_a_checkpoint_of_experts_says_what_it_is_made_of(tmp_path: Path) -> None
     assert checkpoint.tensors[f"{stacked}.weight"].shape == (4, 64, 96 * 8 // 32)
     assert checkpoint.tensors[f"{stacked}.scales"].shape == (4, 64, 96 // 32)
     assert checkpoint.model_type == "mixtral"
+
+
+@pytest.mark.parametrize("name", ["qwen2", "gemma2", "phi3", "starcoder2"])
+def test_slices_of_a_converted_model_load_strictly_and_compute_what_the_whole_does(tmp_path: Path, name: str) -> None:
+    import mlx.core as mx
+    from mlx_lm.models.cache import make_prompt_cache
+
+    from runtime.inference.loading import load_shard
+
+    config = MODELS[name]
+    file = export(tmp_path / "m.gguf", config, _weights(_build(config)), kind="Q8_0")
+    checkpoint = read_checkpoint(GgufSource(tmp_path / "cache").fetch(str(file), lambda progress: None))
+    families, options = {"dense": DenseFamily()}, LoadOptions(dtype="float32", dequantize=True)
+
+    def load(start: int, stop: int) -> Any:
+        return load_shard(families, checkpoint, LayerSpan(start, stop, 3), options, lambda done, total: None)
+
+    whole, (first, last) = load(0, 3), (load(0, 1), load(1, 3))
+    tokens = mx.array([list(range(20, 60))])
+    expected = whole.model(tokens, cache=make_prompt_cache(whole.model))
+    found = last.forward(first.forward(tokens, first.new_cache()), last.new_cache())
+    assert mx.array_equal(found, expected).item()
+
+
+def test_a_model_in_several_files_is_one_model(tmp_path: Path) -> None:
+    original = _build(MODELS["qwen3"])
+    weights = _weights(original)
+    model, _ = _converted(tmp_path, MODELS["qwen3"], weights, split=10)
+    np.testing.assert_array_equal(_logits(model), _logits(original))
+
+    source = GgufSource(tmp_path / "cache", (tmp_path,), embedded=())
+    files = sorted(tmp_path.glob("*.gguf"))
+    (listing,) = source.local()
+    assert (listing.name, listing.bytes) == (files[0].name, sum(file.stat().st_size for file in files))
+    assert listing.path == source.fetch(str(files[2]), lambda progress: None), "any of them names the model"
+    files[1].rename(tmp_path / "away")
+    assert source.local() == []
+    with pytest.raises(ModelNotFound, match=r"-00002-of-.* is not beside it"):
+        source.fetch(files[0].name, lambda progress: None)
+
+
+def test_files_that_are_not_of_one_model_are_refused(tmp_path: Path) -> None:
+    config = MODELS["qwen3"]
+    export(tmp_path / "m.gguf", config, _weights(_build(config)), split=20)
+    first, second = sorted(tmp_path.glob("*.gguf"))
+    alone = first.rename(tmp_path / "alone.gguf")
+
+    def fetch(file: Path) -> None:
+        GgufSource(tmp_path / "cache").fetch(str(file), lambda progress: None)
+
+    with pytest.raises(CheckpointCorrupt, match=r"file 0 \(from 0\) of 2, and by its name it is file 0 of 1"):
+        fetch(alone)
+    first.write_bytes(second.read_bytes())
+    with pytest.raises(CheckpointCorrupt, match=r"file 1 \(from 0\) of 2, and by its name it is file 0 of 2"):
+        fetch(first)
+    first.write_bytes(alone.read_bytes())
+    other = tmp_path / "other"
+    other.mkdir()
+    deeper = {**config, "num_hidden_layers": 4}
+    longer = export(other / "m.gguf", deeper, _weights(_build(deeper)), split=24)
+    longer.with_name("m-00002-of-00002.gguf").rename(second)
+    with pytest.raises(CheckpointCorrupt, match=r"in another file|claims"):
+        fetch(first)
 
 
 @pytest.mark.parametrize(
