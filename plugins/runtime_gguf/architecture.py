@@ -23,8 +23,6 @@ _WITHOUT_EFFECT = (
     "tensor_data_layout",  # says by which converter the rows of q and k were ordered
     "rope.scaling.finetuned",
     "rope.scaling.original_context_length",  # where nothing is scaled
-    "expert_group_count",
-    "expert_group_used_count",
 )
 
 
@@ -40,6 +38,8 @@ class Move(NamedTuple):
     """Number of heads whose rows the llama.cpp converter interleaved, for q and k."""
     shift: float
     """What the converter added to every element."""
+    packs: bool
+    """Whether the module can hold packed weights."""
 
 
 class Architecture(NamedTuple):
@@ -71,9 +71,8 @@ def read_architecture(header: GgufHeader, factors: Factors) -> Architecture:
     blueprint = describe(file, factors)
     _check_settings(file)
     parts = _check_tensors(header, blueprint)
-    moves = (Move(header.tensors[gguf], part.name, part.shape, part.heads, part.shift) for gguf, part in parts.items())
-    config = {key: value for key, value in blueprint.config.items() if value is not None}
-    return Architecture(config, tuple(moves))
+    moves = (Move(header.tensors[gguf], *part[1:]) for gguf, part in parts.items())
+    return Architecture(blueprint.config, tuple(moves))
 
 
 def _check_settings(file: Metadata) -> None:
@@ -94,7 +93,7 @@ def _spelt_out(blueprint: Blueprint) -> Iterator[tuple[str, Part]]:
     for part in blueprint.outside:
         yield part.gguf, part
     for layer in range(int(blueprint.config["num_hidden_layers"])):
-        for part in blueprint.layer:
+        for part in blueprint.parts_of(layer):
             yield f"blk.{layer}.{part.gguf}", part._replace(name=f"model.layers.{layer}.{part.name}")
 
 
@@ -111,7 +110,9 @@ def _check_tensors(header: GgufHeader, blueprint: Blueprint) -> dict[str, Part]:
                 f"tensor {name} of {header.path} has shape {found.shape}, and should have {part.shape}"
             )
         parts[name] = part
-    unknown = sorted(header.tensors.keys() - parts.keys() - set(FACTOR_TENSORS))
+    unused = tuple(f"blk.{layer}." for layer in blueprint.unused)
+    surplus = header.tensors.keys() - parts.keys() - set(FACTOR_TENSORS)
+    unknown = sorted(name for name in surplus if not name.startswith(unused))
     if unknown:
         raise ModelUnsupported(
             f"{header.path} has {len(unknown)} tensors that its architecture does not have here, such as {unknown[0]}; "

@@ -5,10 +5,14 @@ An architecture is a function from a file's metadata to a :class:`Blueprint`, pu
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from runtime.errors import CheckpointCorrupt, ModelUnsupported
 from runtime_gguf.metadata import Metadata
+
+SOFTMAX, SIGMOID, SOFTMAX_OF_CHOSEN = 1, 2, 3
+"""How experts are scored (``expert_gating_func``)."""
 
 
 class Part(NamedTuple):
@@ -24,6 +28,8 @@ class Part(NamedTuple):
     """Number of heads whose rows llama.cpp's converter interleaved."""
     shift: float = 0.0
     """What the converter added to every element."""
+    packs: bool = True
+    """Whether mlx-lm's module can hold packed weights."""
 
 
 class Blueprint(NamedTuple):
@@ -33,8 +39,14 @@ class Blueprint(NamedTuple):
     """``config.json`` in Hugging Face's terms."""
     outside: tuple[Part, ...]
     """Tensors outside the layers."""
-    layer: tuple[Part, ...]
-    """Tensors of one layer; all layers have the same."""
+    layer: tuple[Part, ...] | Callable[[int], tuple[Part, ...]]
+    """Tensors of a layer: the same for all, or by the layer's number."""
+    unused: range = range(0)
+    """Layers of the file that the model does not have: they predict further tokens."""
+
+    def parts_of(self, layer: int) -> tuple[Part, ...]:
+        """Return the tensors of one layer."""
+        return self.layer(layer) if callable(self.layer) else self.layer
 
 
 class Sizes(NamedTuple):
@@ -71,9 +83,6 @@ def read_sizes(file: Metadata, *, even_heads: bool = False) -> Sizes:
         CheckpointCorrupt: they contradict each other.
         ModelUnsupported: heads have another size than the architecture can have here.
     """
-    embedding = file.header.tensors.get("token_embd.weight")
-    if embedding is None or len(embedding.shape) != 2:
-        raise CheckpointCorrupt(f"{file.path} has no token_embd.weight; it may be one part of a split file")
     hidden, heads = file.positive("embedding_length"), file.positive("attention.head_count")
     kv_heads = file.positive("attention.head_count_kv", heads)
     if heads % kv_heads:
@@ -87,14 +96,26 @@ def read_sizes(file: Metadata, *, even_heads: bool = False) -> Sizes:
             f"{file.path} has {heads} heads of {head_dim} in a hidden size of {hidden}; of {file.architecture} only "
             "heads that divide the hidden size are converted"
         )
+    return sized(file, head_dim, kv_heads)
+
+
+def sized(file: Metadata, head_dim: int, kv_heads: int) -> Sizes:
+    """Read the sizes that do not depend on how attention is built.
+
+    Raises:
+        CheckpointCorrupt: there are not as many layers, or there is no embedding.
+    """
+    embedding = file.header.tensors.get("token_embd.weight")
+    if embedding is None or len(embedding.shape) != 2:
+        raise CheckpointCorrupt(f"{file.path} has no token_embd.weight")
     layers = file.positive("block_count")
     if layers > len(file.header.tensors):
         # A claim of a billion layers must not be spelt out.
         raise CheckpointCorrupt(f"{file.path} claims {layers} layers, and lacks the tensors for them")
     return Sizes(
         layers=layers,
-        hidden=hidden,
-        heads=heads,
+        hidden=file.positive("embedding_length"),
+        heads=file.positive("attention.head_count"),
         kv_heads=kv_heads,
         head_dim=head_dim,
         inner=file.positive("feed_forward_length"),
@@ -130,6 +151,7 @@ def base_config(file: Metadata, sizes: Sizes, model_type: str, class_name: str) 
         "vocab_size": sizes.vocabulary,
         "max_position_embeddings": file.positive("context_length"),
         "rope_theta": file.real("rope.freq_base", 10000.0),
+        "rope_scaling": None,
         "tie_word_embeddings": not file.has_tensor("output.weight"),
         # The model was published in this type; float16 is too narrow for the activations of some.
         "torch_dtype": "bfloat16",
@@ -231,24 +253,43 @@ def swiglu(sizes: Sizes, *, bias: bool = False) -> tuple[Part, ...]:
     )
 
 
-def experts(sizes: Sizes, owner: str, count: int, inner: int, *, router: str = "gate") -> tuple[Part, ...]:
-    """Describe stacked experts and their router, below the module ``owner``; GGUF stacks them as mlx-lm does."""
-    wide, narrow = (count, inner, sizes.hidden), (count, sizes.hidden, inner)
+def experts(sizes: Sizes, owner: str, count: int, inner: int) -> tuple[Part, ...]:
+    """Describe experts and their router, below the module ``owner``."""
     return (
-        *linear("ffn_gate_inp", f"{owner}.{router}", count, sizes.hidden),
-        Part("ffn_gate_exps.weight", f"{owner}.switch_mlp.gate_proj.weight", wide),
-        Part("ffn_up_exps.weight", f"{owner}.switch_mlp.up_proj.weight", wide),
-        Part("ffn_down_exps.weight", f"{owner}.switch_mlp.down_proj.weight", narrow),
+        Part("ffn_gate_inp.weight", f"{owner}.gate.weight", (count, sizes.hidden), packs=False),
+        *stacked(sizes, f"{owner}.switch_mlp", count, inner),
     )
 
 
-def expert_counts(file: Metadata) -> tuple[int, int]:
+def stacked(sizes: Sizes, name: str, count: int, inner: int) -> tuple[Part, ...]:
+    """Describe experts, which GGUF stacks as mlx-lm does."""
+    wide, narrow = (count, inner, sizes.hidden), (count, sizes.hidden, inner)
+    return (
+        Part("ffn_gate_exps.weight", f"{name}.gate_proj.weight", wide),
+        Part("ffn_up_exps.weight", f"{name}.up_proj.weight", wide),
+        Part("ffn_down_exps.weight", f"{name}.down_proj.weight", narrow),
+    )
+
+
+def expert_counts(file: Metadata, *, normed: bool = True) -> tuple[int, int]:
     """Return the number of experts of a layer, and how many of them a token uses.
+
+    Args:
+        file: the metadata.
+        normed: whether the weights of a token's experts are made to add up to one.
 
     Raises:
         CheckpointCorrupt: a token would use more than there are.
+        ModelUnsupported: they are chosen or weighted in another way than by a softmax.
     """
     count, used = file.positive("expert_count"), file.positive("expert_used_count")
     if used > count:
         raise CheckpointCorrupt(f"{file.path} uses {used} experts of {count}")
+    file.require("expert_group_count", 1, 1)
+    file.ignore("expert_group_used_count")
+    file.require("expert_weights_scale", 1, 1)
+    if file.number("expert_gating_func", SOFTMAX) not in (SOFTMAX, SOFTMAX_OF_CHOSEN):
+        raise ModelUnsupported(f"{file.path} chooses experts otherwise than by a softmax, which is not converted")
+    if file.flag("expert_weights_norm", normed) != normed:
+        raise ModelUnsupported(f"{file.path} weights experts otherwise than mlx-lm's model of {file.architecture}")
     return count, used

@@ -107,7 +107,8 @@ def _quantization(architecture: Architecture) -> dict[str, Any]:
 
 def _is_packed(move: Move) -> bool:
     """Whether the tensor stays packed; vectors, and what has to be added to, do not."""
-    return move.tensor.kind in PACKED and len(move.shape) > 1 and not move.shift and move.name.endswith(".weight")
+    matrix = len(move.shape) > 1 and move.name.endswith(".weight")
+    return move.packs and matrix and move.tensor.kind in PACKED and not move.shift
 
 
 def slots(move: Move) -> list[Slot]:

@@ -68,7 +68,11 @@ def _yarn(file: Metadata, factor: float) -> dict[str, Any]:
     file.require("rope.scaling.attn_factor", 1.0, 1.0)
     file.require("rope.scaling.yarn_attn_factor", 1.0, 1.0)
     file.require("rope.scaling.yarn_ext_factor", 1.0, 1.0)
-    file.require("rope.scaling.yarn_log_multiplier", 0.0, 0.0)
+    multiplier = file.real("rope.scaling.yarn_log_multiplier", 0.0)
+    if multiplier and file.architecture != "deepseek2":
+        raise ModelUnsupported(f"{file.path} scales attention by the logarithm of the context, which is not converted")
+    # llama.cpp's converter writes a tenth of it, and holds the two of Hugging Face for equal.
+    scales = {"mscale": round(multiplier * 10, 6), "mscale_all_dim": round(multiplier * 10, 6)} if multiplier else {}
     if factor <= 0:
         raise CheckpointCorrupt(f"{file.path} scales its rotary embedding by yarn and a factor of {factor:g}")
     return _named(
@@ -77,6 +81,7 @@ def _yarn(file: Metadata, factor: float) -> dict[str, Any]:
         original_max_position_embeddings=file.positive("rope.scaling.original_context_length"),
         beta_fast=file.real("rope.scaling.yarn_beta_fast", 32.0),
         beta_slow=file.real("rope.scaling.yarn_beta_slow", 1.0),
+        **scales,
     )
 
 

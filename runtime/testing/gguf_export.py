@@ -14,17 +14,20 @@ from typing import Any
 
 import gguf
 import numpy as np
-from gguf.constants import MODEL_ARCH, MODEL_ARCH_NAMES, GGMLQuantizationType, RopeScalingType
+from gguf.constants import MODEL_ARCH, MODEL_ARCH_NAMES, ExpertGatingFuncType, GGMLQuantizationType, RopeScalingType
 from numpy.typing import NDArray
 
 from runtime.testing.gguf_files import bpe_metadata, llama_cpp_order
 
 ARCHITECTURES: Mapping[str, MODEL_ARCH] = {
     "cohere": MODEL_ARCH.COMMAND_R,
+    "deepseek_v3": MODEL_ARCH.DEEPSEEK2,
+    "dots1": MODEL_ARCH.DOTS1,
     "gemma": MODEL_ARCH.GEMMA,
     "gemma2": MODEL_ARCH.GEMMA2,
     "gemma3_text": MODEL_ARCH.GEMMA3,
     "glm4": MODEL_ARCH.GLM4,
+    "glm4_moe": MODEL_ARCH.GLM4_MOE,
     "gpt_oss": MODEL_ARCH.GPT_OSS,
     "granite": MODEL_ARCH.GRANITE,
     "llama": MODEL_ARCH.LLAMA,
@@ -45,6 +48,12 @@ ARCHITECTURES: Mapping[str, MODEL_ARCH] = {
 
 _INTERLEAVED = {"granite", "llama", "mixtral", "smollm3"}
 _ONE_PLUS = {"gemma", "gemma2", "gemma3_text"}
+_RENAMED = {
+    "e_score_correction_bias": "e_score_correction.bias",
+    ".embed_q.": ".k_b_proj.",
+    ".unembed_out.": ".v_b_proj.",
+}
+"""What mlx-lm calls otherwise than llama.cpp's converter."""
 _MIXTRAL = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
 
 
@@ -120,6 +129,8 @@ def _gguf_name(names: gguf.TensorNameMap, name: str) -> str:
             name = f"layers.{layer}.feed_forward.experts.{_MIXTRAL[projection]}.weight"
     if name.endswith(".sinks"):
         name += ".weight"
+    for ours, theirs in _RENAMED.items():
+        name = name.replace(ours, theirs)
     found = names.get_name(name, try_suffixes=(".weight", ".bias"))
     if found is None:
         raise ValueError(f"GGUF has no name for {name} in this architecture")
@@ -157,8 +168,12 @@ def _add_settings(writer: gguf.GGUFWriter, config: Mapping[str, Any]) -> None:
     writer.add_embedding_length(config["hidden_size"])
     writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_head_count(config["num_attention_heads"])
-    writer.add_head_count_kv(config["num_key_value_heads"])
     writer.add_vocab_size(config["vocab_size"])
+    if config["model_type"] == "deepseek_v3":
+        _add_latent_attention(writer, config)
+        head_dim = config["qk_rope_head_dim"]
+    else:
+        writer.add_head_count_kv(config["num_key_value_heads"])
     if "head_dim" in config:
         writer.add_key_length(head_dim)
         writer.add_value_length(head_dim)
@@ -181,6 +196,12 @@ def _add_settings(writer: gguf.GGUFWriter, config: Mapping[str, Any]) -> None:
         "num_local_experts": writer.add_expert_count,
         "num_experts": writer.add_expert_count,
         "num_experts_per_tok": writer.add_expert_used_count,
+        "n_routed_experts": writer.add_expert_count,
+        "n_shared_experts": writer.add_expert_shared_count,
+        "first_k_dense_replace": writer.add_leading_dense_block_count,
+        "routed_scaling_factor": writer.add_expert_weights_scale,
+        "n_group": writer.add_expert_group_count,
+        "topk_group": writer.add_expert_group_used_count,
         "moe_intermediate_size": writer.add_expert_feed_forward_length,
         "shared_expert_intermediate_size": writer.add_expert_shared_feed_forward_length,
     }.items():
@@ -188,9 +209,24 @@ def _add_settings(writer: gguf.GGUFWriter, config: Mapping[str, Any]) -> None:
             add(config[key])
     if config["model_type"] == "gpt_oss":
         writer.add_expert_feed_forward_length(config["intermediate_size"])
+    if "n_routed_experts" in config:
+        writer.add_expert_gating_func(ExpertGatingFuncType.SIGMOID)
+        writer.add_expert_weights_norm(config["norm_topk_prob"])
     if config["model_type"] == "stablelm":
         writer.add_parallel_residual(config["use_parallel_residual"])
     _add_rope_scaling(writer, config)
+
+
+def _add_latent_attention(writer: gguf.GGUFWriter, config: Mapping[str, Any]) -> None:
+    latent, rotated = config["kv_lora_rank"], config["qk_rope_head_dim"]
+    writer.add_head_count_kv(1)
+    writer.add_kv_lora_rank(latent)
+    if config["q_lora_rank"] is not None:
+        writer.add_q_lora_rank(config["q_lora_rank"])
+    writer.add_key_length(latent + rotated)
+    writer.add_value_length(latent)
+    writer.add_key_length_mla(config["qk_nope_head_dim"] + rotated)
+    writer.add_value_length_mla(config["v_head_dim"])
 
 
 def _add_rope_scaling(writer: gguf.GGUFWriter, config: Mapping[str, Any]) -> None:
@@ -206,6 +242,8 @@ def _add_rope_scaling(writer: gguf.GGUFWriter, config: Mapping[str, Any]) -> Non
             if "beta_fast" in scaling:
                 writer.add_rope_scaling_yarn_beta_fast(scaling["beta_fast"])
                 writer.add_rope_scaling_yarn_beta_slow(scaling["beta_slow"])
+            if "mscale_all_dim" in scaling:
+                writer.add_rope_scaling_yarn_log_mul(0.1 * scaling["mscale_all_dim"])
         case "longrope":
             original = config["original_max_position_embeddings"]
             growth = config["max_position_embeddings"] / original

@@ -49,6 +49,25 @@ _YARN = {
 }
 _GEMMA = {**_RMS, "head_dim": 24, "tie_word_embeddings": True}
 _EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
+_ROUTED = {
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "n_shared_experts": 2,
+    "moe_intermediate_size": 32,
+    "routed_scaling_factor": 1.7,
+    "norm_topk_prob": True,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+}
+_LATENT = {
+    "rms_norm_eps": 1e-6,  # two norms of mlx-lm's model have no other
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 32,
+    "qk_rope_head_dim": 16,
+    "qk_nope_head_dim": 32,
+    "v_head_dim": 24,
+}
 
 MODELS: dict[str, dict[str, Any]] = {
     "llama": {**_RMS, "model_type": "llama", "head_dim": 24, "rope_scaling": _LINEAR},
@@ -160,6 +179,26 @@ MODELS: dict[str, dict[str, Any]] = {
         "partial_rotary_factor": 0.25,
         "use_parallel_residual": False,
     },
+    "deepseek_v3": {
+        **_RMS,
+        **_ROUTED,
+        **_LATENT,
+        "model_type": "deepseek_v3",
+        "q_lora_rank": 32,
+        "rope_scaling": {**_YARN, "beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0},
+    },
+    "deepseek_v3, plain queries": {**_RMS, **_ROUTED, **_LATENT, "model_type": "deepseek_v3", "q_lora_rank": None},
+    "glm4_moe": {
+        **_RMS,
+        **_ROUTED,
+        "model_type": "glm4_moe",
+        "head_dim": 24,
+        "attention_bias": True,
+        "use_qk_norm": True,
+        "partial_rotary_factor": 0.5,
+        "rope_scaling": None,
+    },
+    "dots1": {**_RMS, **_ROUTED, "model_type": "dots1", "num_key_value_heads": 4, "head_dim": 24},
     "starcoder2": {**_BASE, "model_type": "starcoder2", "norm_epsilon": 3e-3},
 }
 
@@ -296,6 +335,17 @@ def test_slices_of_a_converted_model_load_strictly_and_compute_what_the_whole_do
     assert mx.array_equal(found, expected).item()
 
 
+def test_layers_that_predict_further_tokens_are_left_out(tmp_path: Path) -> None:
+    config = MODELS["glm4_moe"]
+    deeper = {**config, "num_hidden_layers": 4}
+    weights = _weights(_build(deeper))
+    model, found = _converted(tmp_path, deeper, weights, keys={"{arch}.nextn_predict_layers": 1})
+    assert found["num_hidden_layers"] == 3
+    kept = _weights(model)
+    assert kept.keys() == {name for name in weights if ".layers.3." not in name}
+    assert all(np.array_equal(kept[name], weights[name]) for name in kept)
+
+
 def test_a_model_in_several_files_is_one_model(tmp_path: Path) -> None:
     original = _build(MODELS["qwen3"])
     weights = _weights(original)
@@ -358,6 +408,12 @@ def test_files_that_are_not_of_one_model_are_refused(tmp_path: Path) -> None:
         ("phi3", {"{arch}.rope.scaling.attn_factor": 3.0}, ModelUnsupported, "attn_factor = 3"),
         ("granite", {"{arch}.rope.scaling.finetuned": False}, ModelUnsupported, "without rotary"),
         ("stablelm", {"{arch}.use_parallel_residual": True}, ModelUnsupported, "side by side"),
+        ("deepseek_v3", {"{arch}.expert_gating_func": 1}, ModelUnsupported, "sigmoid"),
+        ("qwen3_moe", {"{arch}.expert_gating_func": 2}, ModelUnsupported, "softmax"),
+        ("qwen3_moe", {"{arch}.expert_weights_norm": False}, ModelUnsupported, "weights experts otherwise"),
+        ("qwen3_moe", {"{arch}.expert_group_count": 2}, ModelUnsupported, "expert_group_count = 2"),
+        ("dots1", {"{arch}.expert_group_count": 3}, CheckpointCorrupt, "3 groups"),
+        ("glm4_moe", {"{arch}.nextn_predict_layers": 3}, CheckpointCorrupt, "3 layers, 3 of them"),
         ("gpt_oss", {"{arch}.expert_used_count": 5}, CheckpointCorrupt, "uses 5 experts of 4"),
     ],
 )
@@ -414,9 +470,14 @@ _KEYS = [
     "embedding_length",
     "expert_count",
     "expert_feed_forward_length",
+    "expert_gating_func",
+    "expert_group_count",
+    "expert_shared_count",
     "expert_used_count",
     "feed_forward_length",
+    "leading_dense_block_count",
     "logit_scale",
+    "nextn_predict_layers",
     "rope.dimension_count",
     "rope.freq_base",
     "rope.freq_base_swa",

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from runtime_gguf.architectures.cohere import command_r
+from runtime_gguf.architectures.deepseek import deepseek2, dots1
 from runtime_gguf.architectures.gemma import gemma, gemma2, gemma3
-from runtime_gguf.architectures.glm import glm4
+from runtime_gguf.architectures.glm import glm4, glm4moe
 from runtime_gguf.architectures.gpt_oss import gpt_oss
 from runtime_gguf.architectures.llama import granite, llama, smollm3
 from runtime_gguf.architectures.olmo import olmo2, olmoe
@@ -21,10 +22,13 @@ from runtime_gguf.rope import Factors
 
 ARCHITECTURES: Mapping[str, Callable[[Metadata, Factors], Blueprint]] = {
     "command-r": command_r,
+    "deepseek2": deepseek2,
+    "dots1": dots1,
     "gemma": gemma,
     "gemma2": gemma2,
     "gemma3": gemma3,
     "glm4": glm4,
+    "glm4moe": glm4moe,
     "gpt-oss": gpt_oss,
     "granite": granite,
     "llama": llama,

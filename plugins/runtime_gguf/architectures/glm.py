@@ -1,12 +1,15 @@
-"""GLM-4 (0414): four norms, gate and up in one matrix, half of each head rotated in neighbouring pairs."""
+"""GLM-4, GLM-4.5 and 4.6."""
 
 from __future__ import annotations
 
+from runtime.errors import CheckpointCorrupt
 from runtime_gguf.blueprint import (
+    SIGMOID,
     Blueprint,
     attention,
     base_config,
     endpoints,
+    head_norms,
     linear,
     read_sizes,
     rms_eps,
@@ -15,10 +18,14 @@ from runtime_gguf.blueprint import (
 )
 from runtime_gguf.metadata import Metadata
 from runtime_gguf.rope import Factors, rope_scaling
+from runtime_gguf.routing import read_routing
 
 
 def glm4(file: Metadata, factors: Factors) -> Blueprint:
-    """Describe a GLM-4."""
+    """Describe a GLM-4 (0414).
+
+    It has four norms, gate and up in one matrix, and rotates half of each head in neighbouring pairs.
+    """
     sizes = read_sizes(file)
     rotated, share = rotated_part(file, sizes)
     rope_scaling(file, factors, rotated, known=())
@@ -41,3 +48,31 @@ def glm4(file: Metadata, factors: Factors) -> Blueprint:
             *vector("post_ffw_norm", "post_mlp_layernorm", sizes.hidden),
         ),
     )
+
+
+def glm4moe(file: Metadata, factors: Factors) -> Blueprint:
+    """Describe a GLM-4.5. The file counts the layers that predict further tokens as layers of the model."""
+    sizes = read_sizes(file)
+    further = file.number("nextn_predict_layers", 0)
+    if not 0 <= further < sizes.layers:
+        raise CheckpointCorrupt(f"{file.path} has {sizes.layers} layers, {further} of them for further tokens")
+    unused = range(sizes.layers - further, sizes.layers)
+    sizes = sizes._replace(layers=unused.start)
+    rotated, share = rotated_part(file, sizes)
+    rope_scaling(file, factors, rotated, known=())
+    biased, normed = file.has_tensor("blk.0.attn_q.bias"), file.has_tensor("blk.0.attn_q_norm.weight")
+    routing = read_routing(file, sizes, gating=SIGMOID)
+    config = base_config(file, sizes, "glm4_moe", "Glm4MoeForCausalLM") | routing.config
+    config |= {
+        "rms_norm_eps": rms_eps(file),
+        "attention_bias": biased,
+        "use_qk_norm": normed,
+        "partial_rotary_factor": share,
+    }
+    attending = (
+        *vector("attn_norm", "input_layernorm", sizes.hidden),
+        *attention(sizes, bias=biased, output_bias=False),
+        *(head_norms(sizes) if normed else ()),
+        *vector("post_attention_norm", "post_attention_layernorm", sizes.hidden),
+    )
+    return Blueprint(config, endpoints(file, sizes), lambda layer: (*attending, *routing.layer(layer)), unused)

@@ -13,6 +13,7 @@ from runtime_gguf.blueprint import (
     linear,
     read_sizes,
     rms_eps,
+    stacked,
     vector,
 )
 from runtime_gguf.metadata import Metadata
@@ -36,12 +37,10 @@ def gpt_oss(file: Metadata, factors: Factors) -> Blueprint:
         "layer_types": ["full_attention" if layer % 2 else "sliding_attention" for layer in range(sizes.layers)],
         "rope_scaling": rope_scaling(file, factors, sizes.head_dim, known=("yarn", "linear")),
     }
-    shapes = {"gate": (inner, sizes.hidden), "up": (inner, sizes.hidden), "down": (sizes.hidden, inner)}
-    stacked: list[Part] = []
-    for name, (rows, columns) in shapes.items():
-        target = f"mlp.experts.{name}_proj"
-        stacked.append(Part(f"ffn_{name}_exps.weight", f"{target}.weight", (count, rows, columns)))
-        stacked.append(Part(f"ffn_{name}_exps.bias", f"{target}.bias", (count, rows)))
+    widths = {"gate": inner, "up": inner, "down": sizes.hidden}
+    biases = (
+        Part(f"ffn_{name}_exps.bias", f"mlp.experts.{name}_proj.bias", (count, width)) for name, width in widths.items()
+    )
     return Blueprint(
         config,
         endpoints(file, sizes),
@@ -51,6 +50,7 @@ def gpt_oss(file: Metadata, factors: Factors) -> Blueprint:
             Part("attn_sinks.weight", "self_attn.sinks", (sizes.heads,)),
             *vector("post_attention_norm", "post_attention_layernorm", sizes.hidden),
             *linear("ffn_gate_inp", "mlp.router", count, sizes.hidden, bias=True),
-            *stacked,
+            *stacked(sizes, "mlp.experts", count, inner),
+            *biases,
         ),
     )

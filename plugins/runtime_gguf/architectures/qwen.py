@@ -38,7 +38,7 @@ def qwen2(file: Metadata, factors: Factors) -> Blueprint:
 def qwen2moe(file: Metadata, factors: Factors) -> Blueprint:
     """Describe a Qwen1.5-MoE or Qwen2-MoE: experts, and one that every token uses."""
     sizes = _sizes(file, even_heads=True)
-    count, used = expert_counts(file)
+    count, used = expert_counts(file, normed=False)
     inner = file.positive("expert_feed_forward_length")
     shared = file.positive("expert_shared_feed_forward_length", sizes.inner)
     rope_scaling(file, factors, sizes.head_dim, known=())
