@@ -5,7 +5,7 @@ An architecture is a function from a file's metadata to a :class:`Blueprint`, pu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from runtime.errors import CheckpointCorrupt, ModelUnsupported
@@ -156,6 +156,11 @@ def base_config(file: Metadata, sizes: Sizes, model_type: str, class_name: str) 
         # The model was published in this type; float16 is too narrow for the activations of some.
         "torch_dtype": "bfloat16",
     }
+
+
+def layer_types(sliding: Iterable[bool]) -> list[str]:
+    """Return Hugging Face's ``layer_types``."""
+    return ["sliding_attention" if windowed else "full_attention" for windowed in sliding]
 
 
 def rms_eps(file: Metadata) -> float:

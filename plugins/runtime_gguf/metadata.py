@@ -76,6 +76,33 @@ class Metadata:
             raise self._wrong(key, value, "above zero")
         return value
 
+    def sliding_layers(self, layers: int, period: int) -> tuple[bool, ...]:
+        """Return which layers have a sliding window.
+
+        Args:
+            layers: how many there are.
+            period: where the file does not say, every how many layers one sees everything.
+        """
+        key = "attention.sliding_window_pattern"
+        value = self._get(key, period)
+        if isinstance(value, list) and len(value) >= layers and all(isinstance(item, int) for item in value):
+            return tuple(bool(item) for item in value[:layers])
+        if not isinstance(value, int) or value <= 0:
+            raise self._wrong(key, value, "a whole number, or one value for each layer")
+        return tuple((layer + 1) % value != 0 for layer in range(layers))
+
+    def sliding_period(self, layers: int, period: int) -> int:
+        """Return every how many layers one sees everything, as :meth:`sliding_layers` does.
+
+        Raises:
+            ModelUnsupported: it is not every so many.
+        """
+        found = self.sliding_layers(layers, period)
+        full = found.index(False) + 1 if False in found else layers + 1
+        if found != tuple((layer + 1) % full != 0 for layer in range(layers)):
+            raise ModelUnsupported(f"{self.path} has sliding windows in layers that no regular pattern describes")
+        return full
+
     def real(self, key: str, default: float | None = None) -> float:
         """Return a finite number."""
         value = self._get(key, default)

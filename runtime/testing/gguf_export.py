@@ -21,8 +21,10 @@ from runtime.testing.gguf_files import bpe_metadata, llama_cpp_order
 
 ARCHITECTURES: Mapping[str, MODEL_ARCH] = {
     "cohere": MODEL_ARCH.COMMAND_R,
+    "cohere2": MODEL_ARCH.COHERE2,
     "deepseek_v3": MODEL_ARCH.DEEPSEEK2,
     "dots1": MODEL_ARCH.DOTS1,
+    "ernie4_5": MODEL_ARCH.ERNIE4_5,
     "gemma": MODEL_ARCH.GEMMA,
     "gemma2": MODEL_ARCH.GEMMA2,
     "gemma3_text": MODEL_ARCH.GEMMA3,
@@ -31,9 +33,12 @@ ARCHITECTURES: Mapping[str, MODEL_ARCH] = {
     "gpt_oss": MODEL_ARCH.GPT_OSS,
     "granite": MODEL_ARCH.GRANITE,
     "llama": MODEL_ARCH.LLAMA,
+    "minimax": MODEL_ARCH.MINIMAXM2,
     "mixtral": MODEL_ARCH.LLAMA,
     "olmo2": MODEL_ARCH.OLMO2,
+    "olmo3": MODEL_ARCH.OLMO2,
     "olmoe": MODEL_ARCH.OLMOE,
+    "phi": MODEL_ARCH.PHI2,
     "phi3": MODEL_ARCH.PHI3,
     "qwen2": MODEL_ARCH.QWEN2,
     "qwen2_moe": MODEL_ARCH.QWEN2MOE,
@@ -177,7 +182,9 @@ def _add_settings(writer: gguf.GGUFWriter, config: Mapping[str, Any]) -> None:
     if "head_dim" in config:
         writer.add_key_length(head_dim)
         writer.add_value_length(head_dim)
-    writer.add_rope_dimension_count(int(head_dim * config.get("partial_rotary_factor", 1.0)))
+    writer.add_rope_dimension_count(
+        config.get("rotary_dim") or int(head_dim * config.get("partial_rotary_factor", 1.0))
+    )
     if config["model_type"] not in ("gemma", "gemma2"):
         writer.add_rope_freq_base(config["rope_theta"])
     for key, add in {
@@ -207,7 +214,9 @@ def _add_settings(writer: gguf.GGUFWriter, config: Mapping[str, Any]) -> None:
     }.items():
         if key in config:
             add(config[key])
-    if config["model_type"] == "gpt_oss":
+    if config["model_type"] == "minimax":
+        writer.add_expert_gating_func(ExpertGatingFuncType.SIGMOID)
+    if config["model_type"] in ("gpt_oss", "minimax"):
         writer.add_expert_feed_forward_length(config["intermediate_size"])
     if "n_routed_experts" in config:
         writer.add_expert_gating_func(ExpertGatingFuncType.SIGMOID)

@@ -74,7 +74,7 @@ def gemma3(file: Metadata, factors: Factors) -> Blueprint:
         "rope_local_base_freq": file.real("rope.freq_base_swa", 10_000.0),
         "rope_scaling": rope_scaling(file, factors, sizes.head_dim, known=("linear",)),
         "sliding_window": window,
-        "sliding_window_pattern": file.positive("attention.sliding_window_pattern", 6),
+        "sliding_window_pattern": file.sliding_period(sizes.layers, 6),
         "query_pre_attn_scalar": _attention_scalar(file, sizes),
     }
     return Blueprint(

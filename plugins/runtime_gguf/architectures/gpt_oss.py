@@ -10,6 +10,7 @@ from runtime_gguf.blueprint import (
     base_config,
     endpoints,
     expert_counts,
+    layer_types,
     linear,
     read_sizes,
     rms_eps,
@@ -34,7 +35,7 @@ def gpt_oss(file: Metadata, factors: Factors) -> Blueprint:
         "num_local_experts": count,
         "num_experts_per_tok": used,
         "sliding_window": file.positive("attention.sliding_window"),
-        "layer_types": ["full_attention" if layer % 2 else "sliding_attention" for layer in range(sizes.layers)],
+        "layer_types": layer_types(file.sliding_layers(sizes.layers, 2)),
         "rope_scaling": rope_scaling(file, factors, sizes.head_dim, known=("yarn", "linear")),
     }
     widths = {"gate": inner, "up": inner, "down": sizes.hidden}

@@ -1,4 +1,4 @@
-"""OLMo 2, and OLMoE."""
+"""OLMo 2 and 3, and OLMoE."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from runtime_gguf.blueprint import (
     endpoints,
     expert_counts,
     experts,
+    layer_types,
     pre_norms,
     read_sizes,
     rms_eps,
@@ -21,14 +22,22 @@ from runtime_gguf.rope import Factors, rope_scaling
 
 
 def olmo2(file: Metadata, factors: Factors) -> Blueprint:
-    """Describe an OLMo 2, which norms what attention and feed-forward give, not what they get."""
+    """Describe an OLMo 2, which norms what attention and feed-forward give, not what they get; or 3, with a window."""
     sizes = read_sizes(file, even_heads=True)
     file.require("rope.dimension_count", sizes.head_dim, sizes.head_dim)
-    file.require("attention.sliding_window", 0, 0)  # that would be an OLMo 3
-    config = base_config(file, sizes, "olmo2", "Olmo2ForCausalLM") | {
+    window = file.number("attention.sliding_window", 0)
+    name = "olmo3" if window else "olmo2"
+    config = base_config(file, sizes, name, f"{name.capitalize()}ForCausalLM") | {
         "rms_norm_eps": rms_eps(file),
         "rope_scaling": rope_scaling(file, factors, sizes.head_dim),
     }
+    if window:
+        # Layers with a window rotate without scaling, in llama.cpp as in mlx-lm.
+        file.require("rope.freq_base_swa", config["rope_theta"], config["rope_theta"])
+        config |= {
+            "sliding_window": window,
+            "layer_types": layer_types(file.sliding_layers(sizes.layers, 4)),
+        }
     return Blueprint(
         config,
         endpoints(file, sizes),
