@@ -185,7 +185,7 @@ MODELS: dict[str, dict[str, Any]] = {
         **_LATENT,
         "model_type": "deepseek_v3",
         "q_lora_rank": 32,
-        "rope_scaling": {**_YARN, "beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0},
+        "rope_scaling": {**_YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
     },
     "deepseek_v3, plain queries": {**_RMS, **_ROUTED, **_LATENT, "model_type": "deepseek_v3", "q_lora_rank": None},
     "glm4_moe": {
@@ -231,7 +231,7 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-def _build(config: dict[str, Any], seed: int = 0) -> Any:
+def build_model(config: dict[str, Any], seed: int = 0) -> Any:
     """Make mlx-lm's model with random weights, which are not the defaults anywhere."""
     import mlx.core as mx
     from mlx.utils import tree_flatten, tree_unflatten
@@ -255,7 +255,8 @@ def _build(config: dict[str, Any], seed: int = 0) -> Any:
     return model
 
 
-def _weights(model: Any) -> dict[str, NDArray[np.float32]]:
+def weights_of(model: Any) -> dict[str, NDArray[np.float32]]:
+    """Return a model's parameters by name."""
     from mlx.utils import tree_flatten
 
     return {name: np.array(array) for name, array in tree_flatten(model.parameters())}
@@ -270,10 +271,14 @@ def _converted(tmp_path: Path, config: dict[str, Any], weights: Any, **options: 
     return loaded
 
 
-def _logits(model: Any) -> NDArray[np.float32]:
+TOKEN_IDS = [5, 9, 40, 3, 77, 20, 31, 8, 64, 100, 11, 12]
+
+
+def next_token_logits(model: Any) -> NDArray[np.float32]:
+    """Run :data:`TOKEN_IDS` through a model. Shape (1, tokens, vocabulary)."""
     import mlx.core as mx
 
-    return np.array(model(mx.array([[5, 9, 40, 3, 77, 20, 31, 8, 64, 100, 11, 12]])))
+    return np.array(model(mx.array([TOKEN_IDS])))
 
 
 def test_the_list_of_architectures_is_the_one_that_is_tested() -> None:
@@ -282,10 +287,10 @@ def test_the_list_of_architectures_is_the_one_that_is_tested() -> None:
 
 @pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
 def test_a_model_comes_back_bit_for_bit(tmp_path: Path, config: dict[str, Any]) -> None:
-    original = _build(config)
-    weights = _weights(original)
+    original = build_model(config)
+    weights = weights_of(original)
     model, _ = _converted(tmp_path, config, weights)
-    found = _weights(model)
+    found = weights_of(model)
     assert found.keys() == weights.keys()
     for name, expected in weights.items():
         if config["model_type"].startswith("gemma") and name.endswith("norm.weight"):
@@ -293,7 +298,7 @@ def test_a_model_comes_back_bit_for_bit(tmp_path: Path, config: dict[str, Any]) 
             np.testing.assert_array_equal(1 + found[name], 1 + expected, err_msg=name)
         else:
             np.testing.assert_array_equal(found[name], expected, err_msg=name)
-    np.testing.assert_array_equal(_logits(model), _logits(original))
+    np.testing.assert_array_equal(next_token_logits(model), next_token_logits(original))
 
 
 def _values(module: Any) -> NDArray[np.float32]:
@@ -313,7 +318,7 @@ def _values(module: Any) -> NDArray[np.float32]:
 @pytest.mark.parametrize("kind", ["F16", "BF16", "Q4_0", "Q4_1", "Q8_0", "MXFP4", "Q5_1"])
 def test_weights_are_worth_what_the_file_says(tmp_path: Path, name: str, kind: str) -> None:
     config = MODELS[name]
-    weights = _weights(_build(config))
+    weights = weights_of(build_model(config))
     model, found = _converted(tmp_path, config, weights, kind=kind)
     packed = kind in ("Q4_0", "Q4_1", "Q8_0", "MXFP4")
     assert found.get("quantization", {}).get("mode") == (("mxfp4" if kind == "MXFP4" else "affine") if packed else None)
@@ -333,7 +338,7 @@ def test_weights_are_worth_what_the_file_says(tmp_path: Path, name: str, kind: s
 
 def test_a_checkpoint_of_experts_says_what_it_is_made_of(tmp_path: Path) -> None:
     config = MODELS["mixtral"]
-    file = export(tmp_path / "m.gguf", config, _weights(_build(config)), kind="Q8_0")
+    file = export(tmp_path / "m.gguf", config, weights_of(build_model(config)), kind="Q8_0")
     checkpoint = read_checkpoint(GgufSource(tmp_path / "cache").fetch(str(file), lambda progress: None))
     stacked = "model.layers.1.block_sparse_moe.switch_mlp.down_proj"
     assert checkpoint.tensors[f"{stacked}.weight"].shape == (4, 64, 96 * 8 // 32)
@@ -349,7 +354,7 @@ def test_slices_of_a_converted_model_load_strictly_and_compute_what_the_whole_do
     from runtime.inference.loading import load_shard
 
     config = MODELS[name]
-    file = export(tmp_path / "m.gguf", config, _weights(_build(config)), kind="Q8_0")
+    file = export(tmp_path / "m.gguf", config, weights_of(build_model(config)), kind="Q8_0")
     checkpoint = read_checkpoint(GgufSource(tmp_path / "cache").fetch(str(file), lambda progress: None))
     families, options = {"dense": DenseFamily()}, LoadOptions(dtype="float32", dequantize=True)
 
@@ -366,19 +371,19 @@ def test_slices_of_a_converted_model_load_strictly_and_compute_what_the_whole_do
 def test_layers_that_predict_further_tokens_are_left_out(tmp_path: Path) -> None:
     config = MODELS["glm4_moe"]
     deeper = {**config, "num_hidden_layers": 4}
-    weights = _weights(_build(deeper))
+    weights = weights_of(build_model(deeper))
     model, found = _converted(tmp_path, deeper, weights, keys={"{arch}.nextn_predict_layers": 1})
     assert found["num_hidden_layers"] == 3
-    kept = _weights(model)
+    kept = weights_of(model)
     assert kept.keys() == {name for name in weights if ".layers.3." not in name}
     assert all(np.array_equal(kept[name], weights[name]) for name in kept)
 
 
 def test_a_model_in_several_files_is_one_model(tmp_path: Path) -> None:
-    original = _build(MODELS["qwen3"])
-    weights = _weights(original)
+    original = build_model(MODELS["qwen3"])
+    weights = weights_of(original)
     model, _ = _converted(tmp_path, MODELS["qwen3"], weights, split=10)
-    np.testing.assert_array_equal(_logits(model), _logits(original))
+    np.testing.assert_array_equal(next_token_logits(model), next_token_logits(original))
 
     source = GgufSource(tmp_path / "cache", (tmp_path,), embedded=())
     files = sorted(tmp_path.glob("*.gguf"))
@@ -393,7 +398,7 @@ def test_a_model_in_several_files_is_one_model(tmp_path: Path) -> None:
 
 def test_files_that_are_not_of_one_model_are_refused(tmp_path: Path) -> None:
     config = MODELS["qwen3"]
-    export(tmp_path / "m.gguf", config, _weights(_build(config)), split=20)
+    export(tmp_path / "m.gguf", config, weights_of(build_model(config)), split=20)
     first, second = sorted(tmp_path.glob("*.gguf"))
     alone = first.rename(tmp_path / "alone.gguf")
 
@@ -409,7 +414,7 @@ def test_files_that_are_not_of_one_model_are_refused(tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
     deeper = {**config, "num_hidden_layers": 4}
-    longer = export(other / "m.gguf", deeper, _weights(_build(deeper)), split=24)
+    longer = export(other / "m.gguf", deeper, weights_of(build_model(deeper)), split=24)
     longer.with_name("m-00002-of-00002.gguf").rename(second)
     with pytest.raises(CheckpointCorrupt, match=r"in another file|claims"):
         fetch(first)
@@ -456,7 +461,7 @@ def test_what_the_model_would_ignore_is_refused(
 ) -> None:
     config = MODELS[name]
     with pytest.raises(fault, match=message):
-        _converted(tmp_path, config, _weights(_build(config)), keys=keys)
+        _converted(tmp_path, config, weights_of(build_model(config)), keys=keys)
 
 
 _WEIGHTS: dict[str, Any] = {}
@@ -470,7 +475,7 @@ def test_metadata_of_nonsense_is_converted_or_refused(
     name = data.draw(st.sampled_from(sorted(MODELS)))
     config = MODELS[name]
     if name not in _WEIGHTS:
-        _WEIGHTS[name] = _weights(_build(config))
+        _WEIGHTS[name] = weights_of(build_model(config))
     odd = st.one_of(
         st.none(),
         st.booleans(),

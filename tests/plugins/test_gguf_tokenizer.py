@@ -28,9 +28,8 @@ def _rebuild(folder: Path, **options: Any) -> Tokenizer:
 
 
 _BY_LLAMA_CPP = json.loads((Path(__file__).parent / "llama_cpp_pieces.json").read_text(encoding="utf-8"))
-"""How llama.cpp cuts some texts, for each name of a pre-tokenizer. Its tokenizer was given a vocabulary that has every
-substring of the texts, and every merge to it, so that a piece became one token. A null is a text that llama.cpp's own
-adaptation of the published expression cuts otherwise: it takes combining marks for no letters."""
+"""How llama.cpp cuts some texts, for each name of a pre-tokenizer, as ``tests/llama_cpp_reference.py`` has asked it. A
+null is a text that llama.cpp's adaptation of the published expression cuts otherwise."""
 
 
 @pytest.mark.parametrize("group", _BY_LLAMA_CPP["groups"], ids=lambda group: group["names"][0])
