@@ -79,6 +79,9 @@ def _check_settings(file: Metadata) -> None:
     file.ignore(*_WITHOUT_EFFECT)
     if not file.flag("attention.causal", True):
         raise ModelUnsupported(f"{file.path} sees what comes after a token, too; only causal models run")
+    if f"{file.architecture}.rope.freq_base_swa" in file.unread():
+        base = file.real("rope.freq_base", 10000.0)
+        file.require("rope.freq_base_swa", base, base)
     unread = file.unread()
     if unread:
         key, value = next(iter(unread.items()))

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from runtime.errors import CheckpointCorrupt
+from runtime.errors import CheckpointCorrupt, ModelUnsupported
 from runtime_gguf.architecture import Architecture, Move, read_architecture
 from runtime_gguf.reader import GgufHeader, GgufTensor
 from runtime_gguf.repack import F32, GROUP, KEPT, PACKED, expand, pack, values
@@ -169,6 +169,8 @@ def _chunks(move: Move, mapped: Mapped) -> Iterator[tuple[tuple[NDArray[Any], ..
     raw = _bytes_of(tensor, mapped)
     # A vector counts as a matrix of one row, except where its elements must be reordered.
     rows = math.prod(move.shape[:-1]) if len(move.shape) > 1 else move.shape[0] if move.heads else 1
+    if move.heads and len(move.shape) == 1 and tensor.kind not in KEPT:
+        raise ModelUnsupported(f"tensor {tensor.name} is a list of numbers in blocks, which is not converted")
     table = raw.reshape(rows, -1)
     order = None if move.heads is None else natural_order(rows, move.heads)
     step = max(1, CHUNK_BYTES // table.shape[1])

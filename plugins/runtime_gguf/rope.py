@@ -13,6 +13,10 @@ FREQS, LONG, SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_fact
 FACTOR_TENSORS = (FREQS, LONG, SHORT)
 """Tensors that say by what each rotary frequency is divided."""
 
+_OF_YARN = tuple(
+    f"rope.scaling.yarn_{name}" for name in ("attn_factor", "ext_factor", "beta_fast", "beta_slow", "log_multiplier")
+)
+
 Factors = Mapping[str, Sequence[float]]
 """Those that a file has, by name."""
 
@@ -50,6 +54,9 @@ def _read(file: Metadata, factors: Factors, dimensions: int) -> dict[str, Any] |
         return _llama3(file, factors[FREQS], dimensions)
     if LONG in factors:
         return _longrope(file, factors, dimensions)
+    if kind in ("none", "linear"):
+        file.require("rope.scaling.attn_factor", 1.0, 1.0)
+        file.ignore(*_OF_YARN)
     if kind in ("none", "linear") and factor in (0.0, 1.0):
         return None
     if kind in ("none", "linear"):
@@ -66,8 +73,8 @@ def _named(kind: str, **settings: Any) -> dict[str, Any]:
 
 def _yarn(file: Metadata, factor: float) -> dict[str, Any]:
     file.require("rope.scaling.attn_factor", 1.0, 1.0)
-    file.require("rope.scaling.yarn_attn_factor", 1.0, 1.0)
-    file.require("rope.scaling.yarn_ext_factor", 1.0, 1.0)
+    for key in ("rope.scaling.yarn_attn_factor", "rope.scaling.yarn_ext_factor"):
+        file.require(key, 1.0, 1.0)
     multiplier = file.real("rope.scaling.yarn_log_multiplier", 0.0)
     if multiplier and file.architecture != "deepseek2":
         raise ModelUnsupported(f"{file.path} scales attention by the logarithm of the context, which is not converted")

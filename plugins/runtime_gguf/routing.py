@@ -13,6 +13,19 @@ from runtime_gguf.blueprint import SIGMOID, SOFTMAX, Part, Sizes, linear, stacke
 from runtime_gguf.metadata import Metadata
 
 
+def split_off_predicting(file: Metadata, sizes: Sizes) -> tuple[Sizes, range]:
+    """Return the sizes without the last layers, those that predict further tokens, and the numbers of these.
+
+    Raises:
+        CheckpointCorrupt: there are no others.
+    """
+    further = file.number("nextn_predict_layers", 0)
+    if not 0 <= further < sizes.layers:
+        raise CheckpointCorrupt(f"{file.path} has {sizes.layers} layers, {further} of them for further tokens")
+    unused = range(sizes.layers - further, sizes.layers)
+    return sizes._replace(layers=unused.start), unused
+
+
 class Routing(NamedTuple):
     """The feed-forward parts of all layers."""
 

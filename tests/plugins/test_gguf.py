@@ -173,6 +173,32 @@ def test_the_configuration_says_what_the_metadata_says(tmp_path: Path) -> None:
     assert read_checkpoint(folder).num_layers == 2
 
 
+def test_settings_without_effect_are_no_obstacle(tmp_path: Path) -> None:
+    keys = {
+        "llama.vocab_size": len(TOKENS),
+        "llama.tensor_data_layout": "Meta AI original pth",
+        "llama.rope.scaling.type": "none",
+        "llama.rope.scaling.attn_factor": 1.0,
+        "llama.rope.scaling.yarn_beta_fast": 32.0,
+        "llama.rope.freq_base_swa": 10000.0,
+        "llama.expert_count": 0,
+        "llama.attention.sliding_window": 0,
+        "general.file_type": 7,
+    }
+    assert read_checkpoint(_convert(tmp_path, keys=keys)).config["rope_scaling"] is None
+
+
+def test_biases_in_blocks_are_refused(tmp_path: Path) -> None:
+    from runtime_gguf.architecture import Move
+    from runtime_gguf.convert import _chunks
+    from runtime_gguf.reader import GgufTensor
+
+    tensor = GgufTensor(tmp_path, "blk.0.attn_q.bias", 8, (64,), 0, 68)
+    move = Move(tensor, "q_proj.bias", (64,), heads=4, shift=0.0, packs=True)
+    with pytest.raises(ModelUnsupported, match="in blocks"):
+        next(_chunks(move, {tmp_path: np.zeros(68, dtype=np.uint8)}))
+
+
 def test_an_output_matrix_unties_the_head(tmp_path: Path) -> None:
     folder = _convert(tmp_path, more={"output.weight": np.ones((len(TOKENS), HIDDEN), dtype=np.float32)})
     checkpoint = read_checkpoint(folder)
@@ -197,6 +223,8 @@ def test_llama_3_rope_factors_become_its_rope_scaling(tmp_path: Path) -> None:
         ({"keys": {"general.architecture": "lama"}}, ModelUnsupported, "'lama', .* there are llama"),
         ({"keys": {"llama.expert_count": 8, "llama.expert_used_count": 9}}, CheckpointCorrupt, "uses 9 experts of 8"),
         ({"keys": {"llama.novel_scale": 2.0}}, ModelUnsupported, "novel_scale = 2.0, which has no meaning"),
+        ({"keys": {"llama.rope.scaling.attn_factor": 1.2}}, ModelUnsupported, "attn_factor = 1.2"),
+        ({"keys": {"llama.rope.freq_base_swa": 9.0}}, ModelUnsupported, "freq_base_swa = 9"),
         ({"keys": {"llama.attention.causal": False}}, ModelUnsupported, "only causal"),
         ({"keys": {"llama.rope.scaling.type": "longrope"}}, ModelUnsupported, "'longrope'"),
         ({"keys": {"llama.rope.dimension_count": 8}}, ModelUnsupported, "rope.dimension_count = 8"),

@@ -19,7 +19,7 @@ from runtime_gguf.blueprint import (
 )
 from runtime_gguf.metadata import Metadata
 from runtime_gguf.rope import Factors, rope_scaling
-from runtime_gguf.routing import read_routing
+from runtime_gguf.routing import read_routing, split_off_predicting
 
 
 def deepseek2(file: Metadata, factors: Factors) -> Blueprint:
@@ -37,7 +37,7 @@ def deepseek2(file: Metadata, factors: Factors) -> Blueprint:
     file.require("attention.value_length", latent, latent)
     file.require("attention.head_count_kv", 1, 1)
     heads = file.positive("attention.head_count")
-    sizes = sized(file, key, heads)
+    sizes, unused = split_off_predicting(file, sized(file, key, heads))
     query = file.number("attention.q_lora_rank", 0)
     routing = read_routing(file, sizes)
     config = base_config(file, sizes, "deepseek_v3", "DeepseekV3ForCausalLM") | routing.config
@@ -69,7 +69,7 @@ def deepseek2(file: Metadata, factors: Factors) -> Blueprint:
         Part("attn_v_b.weight", "self_attn.unembed_out.weight", (heads, value, latent)),
         *linear("attn_output", "self_attn.o_proj", sizes.hidden, heads * value),
     )
-    return Blueprint(config, endpoints(file, sizes), lambda layer: (*attending, *routing.layer(layer)))
+    return Blueprint(config, endpoints(file, sizes), lambda layer: (*attending, *routing.layer(layer)), unused)
 
 
 def dots1(file: Metadata, factors: Factors) -> Blueprint:

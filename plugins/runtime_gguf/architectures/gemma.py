@@ -46,7 +46,7 @@ def gemma2(file: Metadata, factors: Factors) -> Blueprint:
     """Describe a Gemma 2. mlx-lm's lets every layer see everything, so the sliding window is of no use to it."""
     sizes = _tied_sizes(file)
     rope_scaling(file, factors, sizes.head_dim, known=())
-    file.ignore("attention.sliding_window")
+    file.ignore("attention.sliding_window", "attention.sliding_window_pattern")
     config = base_config(file, sizes, "gemma2", "Gemma2ForCausalLM") | _COMMON
     config |= {
         "rms_norm_eps": rms_eps(file),

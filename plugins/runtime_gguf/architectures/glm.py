@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from runtime.errors import CheckpointCorrupt
 from runtime_gguf.blueprint import (
     SIGMOID,
     Blueprint,
@@ -18,7 +17,7 @@ from runtime_gguf.blueprint import (
 )
 from runtime_gguf.metadata import Metadata
 from runtime_gguf.rope import Factors, rope_scaling
-from runtime_gguf.routing import read_routing
+from runtime_gguf.routing import read_routing, split_off_predicting
 
 
 def glm4(file: Metadata, factors: Factors) -> Blueprint:
@@ -52,12 +51,7 @@ def glm4(file: Metadata, factors: Factors) -> Blueprint:
 
 def glm4moe(file: Metadata, factors: Factors) -> Blueprint:
     """Describe a GLM-4.5. The file counts the layers that predict further tokens as layers of the model."""
-    sizes = read_sizes(file)
-    further = file.number("nextn_predict_layers", 0)
-    if not 0 <= further < sizes.layers:
-        raise CheckpointCorrupt(f"{file.path} has {sizes.layers} layers, {further} of them for further tokens")
-    unused = range(sizes.layers - further, sizes.layers)
-    sizes = sizes._replace(layers=unused.start)
+    sizes, unused = split_off_predicting(file, read_sizes(file))
     rotated, share = rotated_part(file, sizes)
     rope_scaling(file, factors, rotated, known=())
     biased, normed = file.has_tensor("blk.0.attn_q.bias"), file.has_tensor("blk.0.attn_q_norm.weight")

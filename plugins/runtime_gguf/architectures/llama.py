@@ -51,6 +51,7 @@ def llama(file: Metadata, factors: Factors) -> Blueprint:
 def _mixtral(file: Metadata, factors: Factors) -> Blueprint:
     sizes = read_sizes(file, even_heads=True)
     count, used = expert_counts(file)
+    file.require("expert_feed_forward_length", sizes.inner, sizes.inner)
     rope_scaling(file, factors, sizes.head_dim, known=())
     file.require("rope.dimension_count", sizes.head_dim, sizes.head_dim)
     file.require("attention.scale", sizes.head_dim**-0.5, sizes.head_dim**-0.5)

@@ -55,6 +55,7 @@ def olmoe(file: Metadata, factors: Factors) -> Blueprint:
     """Describe an OLMoE; llama.cpp takes for granted that the weights of a token's experts are left as they are."""
     sizes = read_sizes(file, even_heads=True)
     count, used = expert_counts(file, normed=False)
+    file.require("expert_feed_forward_length", sizes.inner, sizes.inner)
     file.require("rope.dimension_count", sizes.head_dim, sizes.head_dim)
     config = base_config(file, sizes, "olmoe", "OlmoeForCausalLM") | {
         "rms_norm_eps": rms_eps(file),

@@ -21,7 +21,7 @@ def phi3(file: Metadata, factors: Factors) -> Blueprint:
     """Describe a Phi-3. mlx-lm's has no sliding window, and llama.cpp's runs without it."""
     sizes = read_sizes(file, even_heads=True)
     rotated, share = rotated_part(file, sizes)
-    file.ignore("attention.sliding_window")
+    file.ignore("attention.sliding_window", "attention.sliding_window_pattern")
     context = file.positive("context_length")
     config = base_config(file, sizes, "phi3", "Phi3ForCausalLM") | {
         "rms_norm_eps": rms_eps(file),
