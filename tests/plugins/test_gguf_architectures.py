@@ -494,6 +494,37 @@ def test_metadata_of_nonsense_is_converted_or_refused(
     read_checkpoint(converted)
 
 
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    """Return files with experts, with parts of several shapes, and with blocks of several sizes."""
+    folder = tmp_path_factory.mktemp("sound")
+    kinds = {"mixtral": "Q8_0", "deepseek_v3": "Q4_1", "gpt_oss": "MXFP4", "phi3": "Q5_1", "gemma3_text": "BF16"}
+    return [
+        export(folder / name, MODELS[name], weights_of(build_model(MODELS[name])), kind=kind).read_bytes()
+        for name, kind in kinds.items()
+    ]
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_a_damaged_file_of_any_shape_is_converted_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, sound: list[bytes], data: st.DataObject
+) -> None:
+    content = bytearray(data.draw(st.sampled_from(sound)))
+    described = content.index(b"output_norm.weight")
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(0, described + 3000))
+        value = data.draw(st.binary(min_size=1, max_size=8))
+        content[place : place + len(value)] = value
+    folder = tmp_path_factory.mktemp("damaged")
+    (folder / "m.gguf").write_bytes(content)
+    try:
+        converted = GgufSource(folder / "cache").fetch(str(folder / "m.gguf"), lambda progress: None)
+    except (CheckpointCorrupt, ModelUnsupported):
+        return  # any other exception fails the test
+    read_checkpoint(converted)
+
+
 _KEYS = [
     "attention.causal",
     "attention.head_count",
