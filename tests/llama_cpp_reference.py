@@ -20,7 +20,7 @@ import numpy as np
 
 from runtime.testing.gguf_export import export
 from runtime_gguf.pretokenizers import SPLITS
-from tests.plugins.test_gguf_architectures import MODELS, TOKEN_IDS, build_model, next_token_logits, weights_of
+from tests.plugins.gguf_models import MODELS, TOKEN_IDS, build_model, next_token_logits, weights_of
 
 PIECES = Path(__file__).parent / "plugins" / "llama_cpp_pieces.json"
 TEXTS = (
