@@ -26,6 +26,20 @@ def llama_cpp_order(matrix: NDArray[Any], heads: int) -> NDArray[Any]:
     return matrix.reshape(heads, 2, -1, *matrix.shape[1:]).swapaxes(1, 2).reshape(matrix.shape)
 
 
+def bpe_metadata() -> dict[str, Any]:
+    """Return the metadata of a small byte-level BPE with the tokens :data:`TOKENS`."""
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "smollm",
+        "tokenizer.ggml.tokens": list(TOKENS),
+        "tokenizer.ggml.token_type": [3] * len(SPECIAL) + [1] * (len(TOKENS) - len(SPECIAL)),
+        "tokenizer.ggml.merges": list(MERGES),
+        "tokenizer.ggml.bos_token_id": 0,
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.chat_template": TEMPLATE,
+    }
+
+
 def matrices(seed: int = 0) -> dict[str, NDArray[np.float32]]:
     """Weights by GGUF's names, with q and k in the order of Hugging Face."""
     random = np.random.default_rng(seed)
@@ -76,14 +90,7 @@ def write_llama(
         "llama.attention.head_count_kv": KV_HEADS,
         "llama.attention.layer_norm_rms_epsilon": 1e-5,
         "llama.rope.freq_base": 10000.0,
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": "smollm",
-        "tokenizer.ggml.tokens": list(TOKENS),
-        "tokenizer.ggml.token_type": [3] * len(SPECIAL) + [1] * (len(TOKENS) - len(SPECIAL)),
-        "tokenizer.ggml.merges": list(MERGES),
-        "tokenizer.ggml.bos_token_id": 0,
-        "tokenizer.ggml.eos_token_id": 2,
-        "tokenizer.chat_template": TEMPLATE,
+        **bpe_metadata(),
     }
     tensors = {**matrices(), **(more or {})}
     if spm is not None:
