@@ -60,7 +60,11 @@ def load(
 
 def _read(checkpoint: Checkpoint, span: LayerSpan) -> dict[str, mx.array]:
     """Return the tensors that can be the slice's, lazily: a file is read when a tensor of it is evaluated."""
-    wanted = [tensor for tensor in checkpoint.tensors.values() if _may_belong(tensor.name, span)]
+    wanted = [
+        tensor
+        for tensor in checkpoint.tensors.values()
+        if tensor.name not in checkpoint.absent and _may_belong(tensor.name, span)
+    ]
     by_file: dict[Path, list[str]] = {}
     for tensor in wanted:
         by_file.setdefault(tensor.file, []).append(tensor.name)

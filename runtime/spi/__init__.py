@@ -37,7 +37,7 @@ from runtime.spi.frontend import Frontend
 from runtime.spi.hookspecs import ENTRY_POINT_GROUP, PROJECT, hookimpl
 from runtime.spi.memory import MemoryEstimate, MemoryEstimator, Part, Workload
 from runtime.spi.placement import PlacementPolicy, PlacementRequest, Plan, StagePlan
-from runtime.spi.source import Download, ModelListing, ModelSource, Progress
+from runtime.spi.source import Download, Holding, ModelFiles, ModelListing, ModelSource, Progress, RangeReader
 from runtime.spi.span import LayerSpan
 from runtime.spi.telemetry import (
     ModelLoaded,
@@ -64,6 +64,7 @@ __all__ = [
     "Frontend",
     "GenerationEvent",
     "GenerationRequest",
+    "Holding",
     "LayerSpan",
     "LoadOptions",
     "LoadedModel",
@@ -72,6 +73,7 @@ __all__ = [
     "MemoryEstimator",
     "ModelCard",
     "ModelFamily",
+    "ModelFiles",
     "ModelListing",
     "ModelLoaded",
     "ModelSource",
@@ -84,6 +86,7 @@ __all__ = [
     "PlacementRequest",
     "Plan",
     "Progress",
+    "RangeReader",
     "RequestFinished",
     "Sampling",
     "ScoredToken",
