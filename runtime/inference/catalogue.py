@@ -120,7 +120,7 @@ class Catalogue:
             ModelError: they cannot be had.
         """
         try:
-            return await to_thread.run_sync(files.fetch, tensors, progress, lender, limiter=self._fills)
+            return await to_thread.run_sync(_fill, files, tensors, progress, lender, limiter=self._fills)
         except Exception as error:
             raise as_fault(error, f"fetching {len(tensors)} tensors of {files.checkpoint.path.name}") from error
 
@@ -232,6 +232,12 @@ def _open(source: ModelSource, name: str, progress: Progress) -> ModelFiles:
     files = source.open(name, progress)
     _ = files.checkpoint.digest
     return files
+
+
+def _fill(files: ModelFiles, tensors: Collection[str], progress: Progress, lender: RangeReader | None) -> Checkpoint:
+    checkpoint = files.fetch(tensors, progress, lender)
+    _ = checkpoint.digest
+    return checkpoint
 
 
 def _describe(listing: ModelListing, files: ModelFiles | None) -> ModelCard:

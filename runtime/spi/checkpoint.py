@@ -72,6 +72,11 @@ class TensorInfo(msgspec.Struct, frozen=True):
         """Number of elements."""
         return math.prod(self.shape)
 
+    @property
+    def range(self) -> tuple[int, int]:
+        """First byte in the file, and the one after the last."""
+        return self.offset, self.offset + self.nbytes
+
 
 class Checkpoint(msgspec.Struct, frozen=True, dict=True):
     """A model's configuration and the headers of its tensors."""

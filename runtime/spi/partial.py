@@ -51,6 +51,11 @@ class PartialFile:
         self.ranges: Ranges = ()
         self.reload()
 
+    @property
+    def trusted(self) -> Ranges:
+        """What of :attr:`ranges` this process wrote or has compared with its CRC."""
+        return union(self._known.copy())
+
     def reload(self) -> None:
         """Read what other processes have written meanwhile."""
         found: dict[Range, int] = {}
@@ -220,7 +225,7 @@ class PartialFolder:
 
     @contextmanager
     def _locked(self, waiting: Callable[[], None]) -> Iterator[None]:
-        """Keep other processes, and other threads of this one, from filling the folder; a lock ends with its process."""
+        """Keep other processes and threads from filling the folder; a lock ends with the process that has it."""
         import fcntl  # not on every system that can import this module
 
         descriptor = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)

@@ -73,8 +73,8 @@ class RemoteFiles(ModelFiles):
         held = {file.name: whole(file) for file in model_files(self._folder)}
         held |= {name: whole(path) for name, path in self._here.items()}
         for name, file in self._parts.files.items():
-            if name not in self._here and file.ranges:
-                held[name] = Holding(file.path, file.size, file.ranges)
+            if name not in self._here:
+                held[name] = Holding(file.path, file.size, file.trusted)
         return held
 
     def _present(self) -> Checkpoint:
@@ -82,7 +82,7 @@ class RemoteFiles(ModelFiles):
             tensor.name
             for tensor in self._headers.tensors.values()
             if tensor.file.name not in self._here
-            and not covers(self._parts.files[tensor.file.name].ranges, tensor.offset, tensor.offset + tensor.nbytes)
+            and not covers(self._parts.files[tensor.file.name].ranges, *tensor.range)
         )
         tensors = {
             name: tensor
@@ -94,7 +94,7 @@ class RemoteFiles(ModelFiles):
 
     def _wanted(self, names: Collection[str]) -> dict[str, Ranges]:
         """Return where the tensors are, in files that are not here whole."""
-        return self._ranges([self._headers.tensors[name] for name in names], _range, GAP)
+        return self._ranges([self._headers.tensors[name] for name in names], lambda tensor: tensor.range, GAP)
 
     def _fill(self, wanted: Mapping[str, Ranges], progress: Progress, lender: RangeReader | None = None) -> None:
         def read(file: str, start: int, stop: int) -> bytes | None:
@@ -121,7 +121,3 @@ class RemoteFiles(ModelFiles):
             if tensor.file.name not in self._here:
                 found.setdefault(tensor.file.name, []).append(where(tensor))
         return {name: union(ranges, gap=gap) for name, ranges in found.items()}
-
-
-def _range(tensor: TensorInfo) -> Range:
-    return tensor.offset, tensor.offset + tensor.nbytes

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,7 +21,7 @@ def numbers(ranges: object) -> set[int]:
 def test_unions_and_differences_hold_what_sets_would(one: list[Range], two: list[Range]) -> None:
     a, b = union(one), union(two)
     assert numbers(a) == numbers(one)
-    assert all(before[1] < after[0] for before, after in zip(a, a[1:], strict=False))
+    assert all(before[1] < after[0] for before, after in itertools.pairwise(a))
     assert numbers(difference(a, b)) == numbers(one) - numbers(two)
     assert difference(a, b) == union(difference(a, b)), "it is a set of ranges too"
     assert size(a) == len(numbers(one))
@@ -34,7 +36,7 @@ def test_what_is_covered_lacks_nothing(ranges: list[Range], start: int, stop: in
 def test_ranges_that_are_joined_over_gaps_are_further_apart_than_those(ranges: list[Range], gap: int) -> None:
     joined = union(ranges, gap=gap)
     assert numbers(ranges) <= numbers(joined)
-    assert all(after[0] - before[1] > gap for before, after in zip(joined, joined[1:], strict=False))
+    assert all(after[0] - before[1] > gap for before, after in itertools.pairwise(joined))
 
 
 @given(RANGES, st.integers(1, 10))
