@@ -41,7 +41,7 @@ class HubFiles(RemoteFiles):
         """Fetch the tensors' bytes, with one count for all of them."""
         if lender is not None:
             return super().fetch(tensors, progress, lender)
-        sizes = {name: file.size for name, file in self._parts.files.items()}
+        sizes = self._parts.sizes()
         lacking = {name: size(ranges) for name, ranges in self._parts.lacking(self._wanted(tensors)).items()}
         files = [name for name, count in lacking.items() if count >= WHOLE * sizes[name]]
         base = sum(sizes[name] for name in files)

@@ -34,6 +34,8 @@ class HubSource(ModelSource):
 
     def __init__(self, parts: Path) -> None:
         self._parts = parts
+        self._folders: dict[Path, PartialFolder] = {}
+        """What this process knows of what is in each, which is more than another one can know."""
 
     def claims(self, name: str) -> bool:
         """Claim ``org/name`` and ``org/name@revision``."""
@@ -122,7 +124,7 @@ class HubSource(ModelSource):
                 here[file] = path
             else:
                 sizes[file] = remote.sizes[file]
-        parts = PartialFolder(self._parts_folder(target, remote.commit), sizes)
+        parts = self._folder(self._parts_folder(target, remote.commit), sizes)
         reader = HubReader(target, remote.commit, sizes)
         return HubFiles(target, remote, name, folder, here, parts, reader, progress)
 
@@ -142,7 +144,13 @@ class HubSource(ModelSource):
             sizes = {file: path.stat().st_size for file, path in parts.items()}
             remote = Remote(folder.name, sizes, {})
             reader = Unreachable(incomplete)
-            return HubFiles(target, remote, name, folder, here, PartialFolder(parts_folder, sizes), reader, progress)
+            return HubFiles(target, remote, name, folder, here, self._folder(parts_folder, sizes), reader, progress)
+
+    def _folder(self, folder: Path, sizes: dict[str, int]) -> PartialFolder:
+        known = self._folders.get(folder)
+        if known is None or known.sizes() != sizes:
+            known = self._folders[folder] = PartialFolder(folder, sizes)
+        return known
 
     def _parts_folder(self, target: RepoName, commit: str) -> Path:
         return self._parts / target.repo.replace("/", "--") / commit

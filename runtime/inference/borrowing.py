@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 from loguru import logger
 
 from runtime.actors import ActorRef, ActorSystem
@@ -29,6 +29,8 @@ INVENTORY_SECONDS = 5.0
 PART_SECONDS = 60.0
 PARTS = 3
 """Parts that are asked of one node at once: one is read, one is on its way, one is written."""
+OPENING = 4
+"""Models that are opened at once."""
 SMALL_BYTES = 256 << 20
 """The largest file beside the weights that is taken; tokenizers have some tens of megabytes."""
 
@@ -45,6 +47,8 @@ class Borrower:
         self._system = system
         self._peers = peers
         self._folder = folder
+        self._opening = CapacityLimiter(OPENING)
+        self._opened: dict[str, RemoteFiles] = {}
 
     async def lender(self, model: str, digest: str) -> PeerReader:
         """Ask all peers what they have of a model, and return what reads it."""
@@ -57,10 +61,15 @@ class Borrower:
         Raises:
             ModelError: nobody has it, or it is not what its digest says.
         """
+        opened = self._opened.get(digest)
+        if opened is not None:
+            return opened
         lender = await self.lender(model, digest)
         if not lender.nodes:
             raise ModelError(f"no other node has {model}")
-        return await to_thread.run_sync(partial(self._open, model, digest, lender, progress))
+        opening = partial(self._open, model, digest, lender, progress)
+        self._opened[digest] = await to_thread.run_sync(opening, limiter=self._opening)
+        return self._opened[digest]
 
     async def _inventory(self, peer: str, model: str, digest: str) -> tuple[str, dict[str, FileHeld]]:
         try:
@@ -70,7 +79,7 @@ class Borrower:
             answer = Inventory(())
         return peer, {file.name: file for file in answer.files}
 
-    def _open(self, model: str, digest: str, lender: PeerReader, progress: Progress) -> ModelFiles:
+    def _open(self, model: str, digest: str, lender: PeerReader, progress: Progress) -> RemoteFiles:
         """Take the small files, and the headers of the others."""
         folder = self._folder / digest
         folder.mkdir(parents=True, exist_ok=True)

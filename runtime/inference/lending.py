@@ -123,8 +123,8 @@ class Lender(Actor):
             listing = next((entry for entry in await self._catalogue.listings() if entry.name == model), None)
             if card.digest != digest or listing is None or listing.path is None:
                 return {}
-            opened = await to_thread.run_sync(WholeFolder, listing.path)
-        held = await to_thread.run_sync(opened.holdings)
+            opened = await to_thread.run_sync(WholeFolder, listing.path, limiter=self._reads)
+        held = await to_thread.run_sync(opened.holdings, limiter=self._reads)
         self._held.pop((model, digest), None)
         self._held[model, digest] = held
         while len(self._held) > LENT:

@@ -145,6 +145,10 @@ class PartialFolder:
         self._state = threading.Lock()
         """Held while the files' state changes, within this process."""
 
+    def sizes(self) -> dict[str, int]:
+        """Return the bytes of each whole file."""
+        return {name: file.size for name, file in self.files.items()}
+
     def lacking(self, wanted: Wanted) -> dict[str, Ranges]:
         """Return what of ``wanted`` is not here."""
         lacking = {name: difference(ranges, self.files[name].ranges) for name, ranges in wanted.items()}
