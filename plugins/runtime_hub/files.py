@@ -24,7 +24,7 @@ class HubFiles(RemoteFiles):
     def __init__(
         self,
         target: RepoName,
-        remote: Remote,
+        remote: Remote | None,
         name: str,
         folder: Path,
         here: Mapping[str, Path],
@@ -32,14 +32,18 @@ class HubFiles(RemoteFiles):
         read: RangeReader,
         progress: Progress,
     ) -> None:
-        """Fetch the headers; see :class:`~runtime.spi.remote.RemoteFiles`."""
+        """Fetch the headers; see :class:`~runtime.spi.remote.RemoteFiles`.
+
+        ``remote`` is None where the hub cannot be asked; then nothing is whole that is not here already.
+        """
         self._target = target
         self._remote = remote
         super().__init__(name, folder, here, parts, read, progress)
 
     def fetch(self, tensors: Collection[str], progress: Progress, lender: RangeReader | None = None) -> Checkpoint:
         """Fetch the tensors' bytes, with one count for all of them."""
-        if lender is not None:
+        remote = self._remote
+        if lender is not None or remote is None:
             return super().fetch(tensors, progress, lender)
         sizes = self._parts.sizes()
         lacking = {name: size(ranges) for name, ranges in self._parts.lacking(self._wanted(tensors)).items()}
@@ -48,9 +52,9 @@ class HubFiles(RemoteFiles):
         total = base + sum(count for name, count in lacking.items() if name not in files)
         if files:
             check_space(self._target, base)
-            fetch_files(self._target, self._remote, files, Meter(self._name, progress, done=0, total=total))
+            fetch_files(self._target, remote, files, Meter(self._name, progress, done=0, total=total))
             for name in files:
-                path = cached_file(self._target, self._remote.commit, name)
+                path = cached_file(self._target, remote.commit, name)
                 if path is not None:
                     self._here[name] = path
 

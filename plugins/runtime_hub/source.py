@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime.errors import ModelError, ModelNotFound
+from runtime.errors import CheckpointCorrupt, ModelError, ModelNotFound
 from runtime.spi import ModelFiles, ModelListing, ModelSource, Progress
 from runtime.spi.checkpoint import weight_files
 from runtime.spi.partial import PartialFolder
@@ -132,19 +132,22 @@ class HubSource(ModelSource):
         """Open what is here: the whole snapshot, or as much of it as was fetched before."""
         try:
             return WholeFolder(cached_folder(target, unreachable))
-        except ModelError as incomplete:
-            folder = referenced(target)
-            if folder is None or not self._parts_folder(target, folder.name).is_dir():
-                raise
-            parts_folder = self._parts_folder(target, folder.name)
-            here = {file.name: file for file in folder.glob("*.safetensors")}
-            parts = {file.name: file for file in parts_folder.glob("*.safetensors") if file.name not in here}
-            if not {*here, *parts}.issuperset(weight_files(folder, {*here, *parts})):
-                raise
-            sizes = {file: path.stat().st_size for file, path in parts.items()}
-            remote = Remote(folder.name, sizes, {})
-            reader = Unreachable(incomplete)
-            return HubFiles(target, remote, name, folder, here, self._folder(parts_folder, sizes), reader, progress)
+        except ModelError as fault:
+            incomplete = fault
+        folder = referenced(target)
+        if folder is None:
+            raise incomplete
+        parts_folder = self._parts_folder(target, folder.name)
+        here = {file.name: file for file in folder.glob("*.safetensors")}
+        parts = {file.name: file.stat().st_size for file in parts_folder.glob("*.safetensors") if file.name not in here}
+        try:
+            names = weight_files(folder, {*here, *parts})
+        except CheckpointCorrupt:
+            raise incomplete from None
+        here = {name: file for name, file in here.items() if name in names}
+        sizes = {name: size for name, size in parts.items() if name in names}
+        reader = Unreachable(incomplete)
+        return HubFiles(target, None, name, folder, here, self._folder(parts_folder, sizes), reader, progress)
 
     def _folder(self, folder: Path, sizes: dict[str, int]) -> PartialFolder:
         known = self._folders.get(folder)

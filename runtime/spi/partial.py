@@ -25,6 +25,8 @@ from runtime.spi.source import RangeReader
 
 PIECE_BYTES = 4 << 20
 """Most that is asked for at once, held in memory, and lost when a process dies."""
+AGAIN_BYTES = 4 << 10
+"""Bytes that are read again rather than read around: a digest's samples would cut a slice into hundreds of pieces."""
 READERS = 8
 """Pieces that are read at once."""
 POLL_SECONDS = 0.2
@@ -150,9 +152,9 @@ class PartialFolder:
         return {name: file.size for name, file in self.files.items()}
 
     def lacking(self, wanted: Wanted) -> dict[str, Ranges]:
-        """Return what of ``wanted`` is not here."""
+        """Return what of ``wanted`` is to be read: what is not here, and the little that is here in between."""
         lacking = {name: difference(ranges, self.files[name].ranges) for name, ranges in wanted.items()}
-        return {name: ranges for name, ranges in lacking.items() if ranges}
+        return {name: union(ranges, gap=AGAIN_BYTES) for name, ranges in lacking.items() if ranges}
 
     def fill(self, wanted: Wanted, read: RangeReader, report: Callable[[int, int], None]) -> None:
         """Read what is lacking of ``wanted``.

@@ -49,6 +49,7 @@ def opened(path: Path) -> PartialFolder:
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PIECE_BYTES", 64)
+    monkeypatch.setattr(module, "AGAIN_BYTES", 0)
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])

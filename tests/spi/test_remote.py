@@ -54,6 +54,11 @@ def opened(afar: Afar, parts: Path, lender: Any = None) -> RemoteFiles:
     return RemoteFiles("tiny", afar.folder, {}, PartialFolder(parts, sizes), lender or afar, lambda progress: None)
 
 
+def held(files: RemoteFiles) -> int:
+    """Bytes of the weights that are here."""
+    return sum(size(holding.ranges) for name, holding in files.holdings().items() if name.endswith(".safetensors"))
+
+
 def test_a_model_is_known_from_its_headers_alone(afar: Afar, model: Path, tmp_path: Path) -> None:
     whole, files = read_checkpoint(model), opened(afar, tmp_path)
     found = files.checkpoint
@@ -76,10 +81,7 @@ def test_a_slice_costs_little_more_than_its_own_bytes(afar: Afar, tmp_path: Path
     assert afar.bytes <= 1.05 * sum(found.tensors[name].nbytes for name in names) + 32 * 1024, "with all headers"
     assert told == sorted(told)
     assert told[-1][0] == told[-1][1]
-    assert (
-        sum(size(holding.ranges) for name, holding in files.holdings().items() if name.endswith(".safetensors"))
-        == afar.bytes
-    )
+    assert 0 <= afar.bytes - held(files) < 32 * 1024, "and hardly anything twice"
 
 
 def test_what_was_fetched_needs_no_network_again(afar: Afar, tmp_path: Path) -> None:
@@ -104,8 +106,7 @@ def test_a_lender_is_asked_first_and_what_it_lacks_comes_from_afar(afar: Afar, t
     names = slice_tensors(files.checkpoint, LayerSpan(2, 8, LAYERS))
     assert not names & files.fetch(names, lambda progress: None, lender).absent
     assert nearer.bytes > 0
-    total = sum(size(holding.ranges) for name, holding in files.holdings().items() if name.endswith(".safetensors"))
-    assert afar.bytes + nearer.bytes == total
+    assert 0 <= afar.bytes + nearer.bytes - held(files) < 32 * 1024
 
 
 def test_a_header_that_lies_is_refused(model: Path, tmp_path: Path) -> None:
