@@ -196,7 +196,19 @@ class PartialFolder:
     def _read(
         self, lacking: Wanted, read: RangeReader, report: Callable[[int, int], None], done: int, total: int
     ) -> None:
+        over = threading.Event()
+        """Set when one piece has failed: what waits then is not begun."""
+
         def take(name: str, start: int, stop: int) -> None:
+            if over.is_set():
+                return
+            try:
+                take_one(name, start, stop)
+            except BaseException:
+                over.set()
+                raise
+
+        def take_one(name: str, start: int, stop: int) -> None:
             nonlocal done
             data = read(name, start, stop)
             if data is None or len(data) != stop - start:

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 _EMBEDDING = re.compile(r"(?:^|\.)(?:embed_tokens|tok_embeddings|word_embeddings|wte|embeddings)\.")
 _HEAD = re.compile(r"^(?:language_model\.)?(?:lm_head|output)\.")
-_OTHER_SENSES = re.compile(r"(?:^|\.)(?:vision_tower|vision_model|visual|multi_modal_projector|audio_tower)\.")
+_NOBODYS = re.compile(r"(?:^|\.)(?:visual|vision_\w+|audio_\w+|multi_modal_projector|mtp(?:_\w+)?)\.")
+"""Parts for pictures and sound, and those that predict further tokens."""
 
 
 def slice_tensors(checkpoint: Checkpoint, span: LayerSpan) -> frozenset[str]:
@@ -20,7 +21,8 @@ def slice_tensors(checkpoint: Checkpoint, span: LayerSpan) -> frozenset[str]:
 
     Layers are told by ``layers.<i>.`` in a name. The embedding is the first stage's, and the last one's too unless the
     configuration says that the head is another tensor, and there is one; the head is the last stage's. Parts for
-    pictures and sound are nobody's. Whatever else stands outside the layers is everybody's.
+    pictures, for sound and for predicting further tokens are nobody's. Whatever else stands outside the layers is
+    everybody's.
     """
     tied = checkpoint.text_config.get("tie_word_embeddings") is not False or not any(
         _HEAD.match(name) for name in checkpoint.tensors
@@ -29,7 +31,7 @@ def slice_tensors(checkpoint: Checkpoint, span: LayerSpan) -> frozenset[str]:
 
 
 def _holds(name: str, span: LayerSpan, *, tied: bool) -> bool:
-    if _OTHER_SENSES.search(name):
+    if _NOBODYS.search(name):
         return False
     layer = _LAYER.search(name)
     if layer is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import threading
 from collections.abc import AsyncIterator
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from runtime.actors import ActorRef
-from runtime.errors import InvalidRequest, ModelError, ModelNotFound, NotFound, RuntimeFault
+from runtime.errors import InvalidRequest, ModelError, ModelNotFound, ModelUnsupported, NotFound, RuntimeFault
 from runtime.inference.lending import FILES, PART_BYTES, AskInventory, FileHeld, ReadPart
 from runtime.spi import Download, ModelFiles, ModelListing, ModelSource, Progress, read_checkpoint
 from runtime.spi.partial import PartialFolder
@@ -114,6 +115,19 @@ async def test_nodes_that_share_nothing_say_what_is_missing(tiny: Path) -> None:
     async with serving("a", "b", folders={}, source=source) as (a, _):
         with pytest.raises(ModelError, match="node b is to hold layers 2-3 of 4 of tiny and does not find it"):
             await tokens(a, request())
+
+
+async def test_a_model_that_no_family_runs_is_refused_before_its_weights_are_fetched(
+    tiny: Path, tmp_path: Path
+) -> None:
+    strange = Path(shutil.copytree(tiny, tmp_path / "strange"))
+    config = json.loads((strange / "config.json").read_text())
+    (strange / "config.json").write_text(json.dumps({**config, "model_type": "strange"}))
+    afar = Afar(strange, tmp_path / "parts")
+    async with serving("a", folders={}, source=lambda name: afar) as (a,):
+        with pytest.raises(ModelUnsupported, match="no model family runs strange"):
+            await tokens(a, request())
+        assert afar.bytes < 0.1 * read_checkpoint(strange).nbytes
 
 
 async def test_a_peer_that_gives_less_than_it_said_is_asked_no_more(tiny: Path, tmp_path: Path) -> None:

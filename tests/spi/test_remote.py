@@ -138,11 +138,21 @@ def test_a_slice_that_was_fetched_loads_bit_for_bit(afar: Afar, model: Path, tmp
     assert load(fetched, span) == load(read_checkpoint(model), span)
 
 
-def test_a_tensor_that_is_not_here_is_missing_and_never_zeros(afar: Afar, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("span", "left_out", "named"),
+    [
+        (LayerSpan(0, 3, LAYERS), "model.layers.2.mlp.up_proj.weight", r"layers\.2\.mlp\.up_proj"),
+        (LayerSpan(0, 3, LAYERS), "model.embed_tokens.weight", "embed_tokens"),
+        (LayerSpan(5, 8, LAYERS), "lm_head.weight", "lm_head"),
+    ],
+)
+def test_a_tensor_that_is_not_here_is_missing_and_never_zeros(
+    afar: Afar, tmp_path: Path, span: LayerSpan, left_out: str, named: str
+) -> None:
     files = opened(afar, tmp_path)
-    fetched = files.fetch(slice_tensors(files.checkpoint, LayerSpan(0, 3, LAYERS)), lambda progress: None)
-    with pytest.raises(CheckpointCorrupt, match=r"lacks tensors of layers 0-3 of 8: .*layers\.3\."):
-        load(fetched, LayerSpan(0, 4, LAYERS))
+    fetched = files.fetch(slice_tensors(files.checkpoint, span) - {left_out}, lambda progress: None)
+    with pytest.raises(CheckpointCorrupt, match=f"lacks tensors of layers {span}: .*{named}"):
+        load(fetched, span)
 
 
 def test_samples_are_few_and_of_every_kind(tmp_path: Path) -> None:

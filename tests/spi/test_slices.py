@@ -54,4 +54,4 @@ def test_where_nothing_is_said_of_the_head_both_may_be_it() -> None:
 
 def test_what_is_not_understood_is_everybodys_and_pictures_are_nobodys() -> None:
     names = "model.norm.weight", "shared.weight", "vision_tower.layers.0.weight", "visual.blocks.1.weight"
-    assert slices(*names) == [{"model.norm.weight", "shared.weight"}] * 3
+    assert slices(*names, "mtp.layers.0.mlp.weight") == [{"model.norm.weight", "shared.weight"}] * 3
