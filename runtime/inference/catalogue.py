@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from difflib import get_close_matches
@@ -12,7 +13,7 @@ from pathlib import Path
 from anyio import CapacityLimiter, to_thread
 from loguru import logger
 
-from runtime.errors import ModelNotFound, RuntimeFault
+from runtime.errors import ActorStopped, ModelNotFound, RuntimeFault
 from runtime.inference.card import describe, undescribed
 from runtime.inference.failure import as_fault
 from runtime.spi import (
@@ -116,11 +117,24 @@ class Catalogue:
     ) -> Checkpoint:
         """Fetch the bytes of some tensors of a model that was opened; see :meth:`~runtime.spi.ModelFiles.fetch`.
 
+        When it is cancelled, the thread that fetches ends at its next progress; what came by then is kept.
+
         Raises:
             ModelError: they cannot be had.
         """
+        given_up = threading.Event()
+
+        def report(download: Download) -> None:
+            if given_up.is_set():
+                raise ActorStopped(f"nobody waits for {download.model} any more")
+            progress(download)
+
+        fetching = partial(_fill, files, tensors, report, lender)
         try:
-            return await to_thread.run_sync(_fill, files, tensors, progress, lender, limiter=self._fills)
+            return await to_thread.run_sync(fetching, limiter=self._fills, abandon_on_cancel=True)
+        except asyncio.CancelledError:
+            given_up.set()
+            raise
         except Exception as error:
             raise as_fault(error, f"fetching {len(tensors)} tensors of {files.checkpoint.path.name}") from error
 

@@ -85,12 +85,11 @@ class Lender(Actor):
         """Answer, beside the mailbox: disks may be slow."""
         match message:
             case AskInventory():
-                self.context.start_task(self._tell(message, self.context.reply_later()), "inventory")
+                reply = self.context.reply_later()
+                self.context.start_task(self._tell(message, reply), "inventory", reply)
             case ReadPart():
-                if self._reading >= WAITING:
-                    raise Overloaded(f"{WAITING} parts of model files are being read already; try again later")
-                self._reading += 1
-                self.context.start_task(self._lend(message, self.context.reply_later()), f"read {message.file}")
+                reply = self.context.reply_later()
+                self.context.start_task(self._lend(message, reply), f"read {message.file}", reply)
         return None
 
     async def _tell(self, order: AskInventory, reply: ReplyTo) -> None:
@@ -103,6 +102,10 @@ class Lender(Actor):
         reply.answer(Inventory(tuple(files)))
 
     async def _lend(self, order: ReadPart, reply: ReplyTo) -> None:
+        if self._reading >= WAITING:
+            reply.fail(Overloaded(f"{WAITING} parts of model files are being read already; try again later"))
+            return
+        self._reading += 1
         try:
             held = self._held.get((order.model, order.digest)) or await self._look(order.model, order.digest)
             data = await to_thread.run_sync(partial(_read, held.get(order.file), order), limiter=self._reads)

@@ -91,7 +91,8 @@ class StageHost(Actor):
         """Open a stage; the answer comes when it is loaded."""
         match message:
             case OpenStage():
-                self.context.start_task(self._open(message, self.context.reply_later()), f"open {message.model}")
+                reply = self.context.reply_later()
+                self.context.start_task(self._open(message, reply), f"open {message.model}", reply)
         return None
 
     async def _open(self, order: OpenStage, reply: ReplyTo) -> None:
@@ -106,9 +107,11 @@ class StageHost(Actor):
             with self._pausing():
                 opened = await self.context.ask(stage, _Load(), LOAD_SECONDS)
             reply.answer(opened)
-        except Exception as error:  # noqa: BLE001 - a failure here must not take down the node's other stages
+        except BaseException as error:  # a failure here must not take down the node's other stages
             if stage is not None:
                 self.context.stop(stage)
+            if not isinstance(error, Exception):
+                raise  # the driver waits no longer
             reply.fail(as_fault(error, f"opening {order.model} on {self.context.node}"))
 
     async def _fetch(self, order: OpenStage) -> Checkpoint:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import threading
@@ -12,13 +13,15 @@ import pytest
 
 from runtime.actors import ActorRef
 from runtime.errors import InvalidRequest, ModelError, ModelNotFound, ModelUnsupported, NotFound, RuntimeFault
+from runtime.inference.catalogue import Catalogue
 from runtime.inference.lending import FILES, PART_BYTES, AskInventory, FileHeld, ReadPart
-from runtime.spi import Download, ModelFiles, ModelListing, ModelSource, Progress, read_checkpoint
+from runtime.spi import Download, ModelFiles, ModelListing, ModelSource, Progress, partial, read_checkpoint
 from runtime.spi.partial import PartialFolder
 from runtime.spi.ranges import size
 from runtime.spi.remote import RemoteFiles
 from runtime.testing.models import tiny_llama
 from tests.inference.serving import PROMPT, Folders, InferenceNode, reference, request, serving, tokens
+from tests.wire.loopback import eventually
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +35,9 @@ class Afar(ModelSource):
     def __init__(self, folder: Path, parts: Path) -> None:
         self.folder, self.parts = folder, parts
         self.bytes = 0
+        self.waiting = 0
+        self.gate = threading.Event()
+        self.gate.set()
         self._lock = threading.Lock()
 
     def claims(self, name: str) -> bool:
@@ -49,6 +55,10 @@ class Afar(ModelSource):
 
     def _read(self, file: str, start: int, stop: int) -> bytes | None:
         with self._lock:
+            self.waiting += 1
+        assert self.gate.wait(10)
+        with self._lock:
+            self.waiting -= 1
             self.bytes += stop - start
         return (self.folder / file).read_bytes()[start:stop]
 
@@ -128,6 +138,28 @@ async def test_a_model_that_no_family_runs_is_refused_before_its_weights_are_fet
         with pytest.raises(ModelUnsupported, match="no model family runs strange"):
             await tokens(a, request())
         assert afar.bytes < 0.1 * read_checkpoint(strange).nbytes
+
+
+async def test_a_slice_that_nobody_waits_for_any_more_is_not_fetched_to_the_end(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(partial, "PIECE_BYTES", 16 * 1024)
+    afar = Afar(tiny, tmp_path / "parts")
+    catalogue = Catalogue({"afar": afar})
+    files = await catalogue.open("tiny", silent)
+    afar.gate.clear()
+    begun = afar.bytes
+    fetching = asyncio.create_task(catalogue.fill(files, files.checkpoint.tensors.keys(), silent))
+    await eventually(lambda: afar.waiting)
+    fetching.cancel()
+    await asyncio.wait([fetching])
+    afar.gate.set()
+    await eventually(lambda: not afar.waiting)
+    assert afar.bytes - begun < 0.5 * files.checkpoint.nbytes
+    again = await catalogue.fetch("tiny", silent)
+    assert not again.absent
+    assert fetching.cancelled()
+    assert afar.bytes - begun < 1.2 * again.nbytes, "what came before is kept"
 
 
 async def test_a_peer_that_gives_less_than_it_said_is_asked_no_more(tiny: Path, tmp_path: Path) -> None:
