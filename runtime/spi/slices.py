@@ -10,8 +10,16 @@ if TYPE_CHECKING:
     from runtime.spi.span import LayerSpan
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
-_EMBEDDING = re.compile(r"(?:^|\.)(?:embed_tokens|tok_embeddings|word_embeddings|wte|embeddings)\.")
-_HEAD = re.compile(r"^(?:language_model\.)?(?:lm_head|output)\.")
+_EMBEDDING = re.compile(
+    r"(?:^|\.)(?:embed|embed_in|embed_tokens|embedding|embeddings|token_embeddings|tok_embeddings|word_embeddings|wte)\."
+)
+_HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out)(?:\.|$)|^(?:language_model\.)?output\.")
+_INPUT = re.compile(
+    r"(?:^|\.)(?:wpe|embed_tokens_per_layer|per_layer_model_projection|altup_projections|ngram_embeddings)\."
+)
+"""What else makes the first hidden state of tokens: positions, Gemma 3n's and 4's inputs of each layer, n-grams."""
+_OUTPUT = re.compile(r"(?:^|\.)altup_unembed_projections\.")
+"""What else makes logits of the last one."""
 _NOBODYS = re.compile(r"(?:^|\.)(?:visual|vision_\w+|audio_\w+|multi_modal_projector|mtp(?:_\w+)?)\.")
 """Parts for pictures and sound, and those that predict further tokens."""
 
@@ -25,7 +33,7 @@ def slice_tensors(checkpoint: Checkpoint, span: LayerSpan) -> frozenset[str]:
     everybody's.
     """
     tied = checkpoint.text_config.get("tie_word_embeddings") is not False or not any(
-        _HEAD.match(name) for name in checkpoint.tensors
+        _HEAD.search(name) for name in checkpoint.tensors
     )
     return frozenset(name for name in checkpoint.tensors if _holds(name, span, tied=tied))
 
@@ -38,4 +46,6 @@ def _holds(name: str, span: LayerSpan, *, tied: bool) -> bool:
         return int(layer.group(1)) in span
     if _EMBEDDING.search(name):
         return span.is_first or (tied and span.is_last)
-    return span.is_last or not _HEAD.match(name)
+    if _INPUT.search(name):
+        return span.is_first
+    return span.is_last or not (_HEAD.search(name) or _OUTPUT.search(name))

@@ -151,7 +151,7 @@ def test_a_tensor_that_is_not_here_is_missing_and_never_zeros(
 ) -> None:
     files = opened(afar, tmp_path)
     fetched = files.fetch(slice_tensors(files.checkpoint, span) - {left_out}, lambda progress: None)
-    with pytest.raises(CheckpointCorrupt, match=f"lacks tensors of layers {span}: .*{named}"):
+    with pytest.raises(CheckpointCorrupt, match=named):
         load(fetched, span)
 
 

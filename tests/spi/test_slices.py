@@ -52,6 +52,28 @@ def test_where_nothing_is_said_of_the_head_both_may_be_it() -> None:
     assert slices(*names) == [{names[0]}, set(), set(names)]
 
 
+@pytest.mark.parametrize(
+    ("names", "stages"),
+    [
+        (("wte.weight", "wpe.weight"), [{"wte.weight", "wpe.weight"}, set(), {"wte.weight"}]),
+        (("gpt_neox.embed_in.weight", "embed_out.weight"), [{"gpt_neox.embed_in.weight"}, set(), {"embed_out.weight"}]),
+        (("model.embed.weight", "lm_head"), [{"model.embed.weight"}, set(), {"lm_head"}]),
+        (
+            ("embed_tokens_per_layer.weight", "lm_head.weight"),
+            [{"embed_tokens_per_layer.weight"}, set(), {"lm_head.weight"}],
+        ),
+        (
+            ("altup_projections.0.weight", "altup_unembed_projections.0.weight"),
+            [{"altup_projections.0.weight"}, set(), {"altup_unembed_projections.0.weight"}],
+        ),
+    ],
+)
+def test_what_only_one_end_of_the_model_computes_with_is_at_that_end(
+    names: tuple[str, ...], stages: list[set[str]]
+) -> None:
+    assert slices(*names, tie_word_embeddings=any("wte" in name for name in names)) == stages
+
+
 def test_what_is_not_understood_is_everybodys_and_pictures_are_nobodys() -> None:
     names = "model.norm.weight", "shared.weight", "vision_tower.layers.0.weight", "visual.blocks.1.weight"
     assert slices(*names, "mtp.layers.0.mlp.weight") == [{"model.norm.weight", "shared.weight"}] * 3
