@@ -24,10 +24,12 @@ from runtime.http.server import create_app
 from runtime.http.settings import HttpSettings
 from runtime.inference.accelerator import Accelerator, held_bytes, prepare, working_set_left
 from runtime.inference.blas import backend_name
+from runtime.inference.borrowing import Borrower
 from runtime.inference.catalogue import Catalogue
 from runtime.inference.compute import ComputeThread
 from runtime.inference.driver import Driver, DriverLimits
 from runtime.inference.engine import RuntimeEngine
+from runtime.inference.lending import FILES, Lender
 from runtime.inference.models import MODELS, Models
 from runtime.inference.placing import Placer, PlacingSettings
 from runtime.inference.progress import ProgressBoard
@@ -95,6 +97,9 @@ class Node:
         self._board = ProgressBoard()
         self._catalogue = Catalogue(sources)
         sinks = tuple(self._telemetry.values())
+        self._borrower = (
+            Borrower(self.system, self._peers, config.node.data_dir / "borrowed") if config.models.share else None
+        )
         self.engine = RuntimeEngine(
             self.system,
             self._catalogue,
@@ -103,6 +108,7 @@ class Node:
             self.registry.entries,
             sinks,
             config.models.default,
+            self._borrower,
         )
         self._placer = Placer(
             self.system,
@@ -130,9 +136,12 @@ class Node:
                 self._board,
                 self._sinks,
                 self.membership.pausing,
+                self._borrower,
             ),
             STAGES,
         )
+        if self.config.models.share:
+            self.system.spawn(lambda: Lender(self._catalogue), FILES)
         self.system.spawn(lambda: Models(self._new_driver, self._served_by, self._peers), MODELS)
         listen = self.config.cluster.listen_address
         if listen is not None:

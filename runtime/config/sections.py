@@ -179,6 +179,8 @@ class ModelsSection(Section):
     dequantize: Literal["auto"] | bool = "auto"
     memory_reserve: ByteSize = ByteSize(512 * 1024 * 1024)
     """Memory left free for everything else on the machine."""
+    share: bool = True
+    """Whether nodes of the cluster give each other model files."""
     preload: bool = False
     """Whether the default model is loaded at start, before anyone asks."""
 

@@ -16,9 +16,9 @@ from runtime.actors import ActorRef, ActorSystem, Restart
 from runtime.cluster import ServedModel
 from runtime.errors import ActorStopped, ModelNotFound, PeerUnreachable, RuntimeFault
 from runtime.inference.accelerator import prepare
+from runtime.inference.borrowing import Borrower, open_same
 from runtime.inference.catalogue import Catalogue
 from runtime.inference.compute import ComputeThread
-from runtime.inference.failure import check_digest
 from runtime.inference.models import MODELS
 from runtime.inference.progress import ProgressBoard
 from runtime.inference.prompt import Tokenizer
@@ -54,6 +54,7 @@ class RuntimeEngine(Engine):
 
     Args:
         served: what is known to be served anywhere in the cluster.
+        borrower: takes files from other nodes; None where nodes share none.
     """
 
     def __init__(
@@ -65,7 +66,9 @@ class RuntimeEngine(Engine):
         served: Callable[[], Sequence[ServedModel]],
         telemetry: tuple[Telemetry, ...],
         default_model: str,
+        borrower: Borrower | None = None,
     ) -> None:
+        self._borrower = borrower
         self._system = system
         self._catalogue = catalogue
         self._compute = compute
@@ -233,12 +236,19 @@ class RuntimeEngine(Engine):
             self._tokenizers.pop(digest, None)
 
     async def _load_tokenizer(self, model: str, ready: Ready) -> Tokenizer:
-        checkpoint = await self._catalogue.fetch(model, self._board.throttled(self._board.publish))
         # Other nodes may hold all the layers; then nothing but this compares the files here with theirs.
-        check_digest(model, checkpoint.digest, ready.digest, node=self._system.node, driver=ready.driver.node)
+        files = await open_same(
+            self._catalogue,
+            self._borrower,
+            model,
+            ready.digest,
+            self._board.throttled(self._board.publish),
+            node=self._system.node,
+            driver=ready.driver.node,
+        )
         # Tokenizers import mlx-lm, which the compute thread must have done first: see runtime.inference.accelerator.
         await self._compute.run(prepare)
-        return await to_thread.run_sync(partial(Tokenizer, checkpoint), limiter=self._encoding)
+        return await to_thread.run_sync(partial(Tokenizer, files.checkpoint), limiter=self._encoding)
 
 
 class _Report:

@@ -77,7 +77,7 @@ class Placer:
             ModelNotFound, ModelError: the model cannot be had or used.
             PlacementRefused: it fits nowhere.
         """
-        checkpoint = await self._catalogue.fetch(model, progress)
+        checkpoint = (await self._catalogue.open(model, progress)).checkpoint
         plan, context, options = self._plan(model, checkpoint, self._nodes())
         logger.info("placing {}: {}", model, plan.reason)
         reserved = await reserve(self._system, plan, model, next(self._epochs), driver)

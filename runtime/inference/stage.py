@@ -14,9 +14,10 @@ from runtime.actors import Actor, ActorRef, Down, Message, ReplyTo, Request, Res
 from runtime.cluster import LEDGER, Confirm
 from runtime.errors import ActorStopped, ModelError, ModelNotFound, RuntimeFault
 from runtime.inference.accelerator import prepare
+from runtime.inference.borrowing import Borrower, PeerReader, open_same
 from runtime.inference.catalogue import Catalogue
 from runtime.inference.compute import Collect, ComputeThread
-from runtime.inference.failure import as_fault, check_digest
+from runtime.inference.failure import as_fault
 from runtime.inference.progress import ProgressBoard
 from runtime.inference.protocol import (
     CloseSequence,
@@ -34,7 +35,17 @@ from runtime.inference.protocol import (
 )
 from runtime.inference.reclaim import reclaim, trim
 from runtime.inference.telemetry import emit_all
-from runtime.spi import Checkpoint, Download, ModelFamily, ModelLoaded, ModelUnloaded, Progress, Telemetry
+from runtime.spi import (
+    Checkpoint,
+    Download,
+    LayerSpan,
+    ModelFamily,
+    ModelFiles,
+    ModelLoaded,
+    ModelUnloaded,
+    Progress,
+    Telemetry,
+)
 
 if TYPE_CHECKING:
     from runtime.inference.sequence import StageSequence
@@ -63,8 +74,15 @@ class StageHost(Actor):
         board: ProgressBoard,
         telemetry: tuple[Telemetry, ...],
         pausing: Callable[[], AbstractContextManager[None]] = nullcontext,
+        borrower: Borrower | None = None,
     ) -> None:
-        """``pausing`` makes the context in which a slice is loaded: the node may be silent meanwhile."""
+        """Make it.
+
+        Args:
+            pausing: makes the context in which a slice is loaded: the node may be silent meanwhile.
+            borrower: takes files from other nodes; None where nodes share none.
+        """
+        self._borrower = borrower
         self._pausing = pausing
         self._catalogue = catalogue
         self._families = families
@@ -84,7 +102,7 @@ class StageHost(Actor):
     async def _open(self, order: OpenStage, reply: ReplyTo) -> None:
         stage: ActorRef | None = None
         try:
-            checkpoint = await self._same_checkpoint(order)
+            checkpoint = await self._fetch(order)
             # The plan may be an hour old, if there was much to fetch, and other programs ask no ledger.
             await self.context.ask(ActorRef(self.context.node, LEDGER), Confirm(order.reservation), CONFIRM_SECONDS)
             stage = self.context.spawn(
@@ -95,27 +113,53 @@ class StageHost(Actor):
             with self._pausing():
                 opened = await self.context.ask(stage, _Load(), LOAD_SECONDS)
             reply.answer(opened)
-        except asyncio.CancelledError:
-            # The driver has given it up, and would never use it.
+        except BaseException as error:  # a failure here must not take down the node's other stages
             if stage is not None:
                 self.context.stop(stage)
-            raise
-        except Exception as error:  # noqa: BLE001 - a failure here must not take down the node's other stages
-            if stage is not None:
-                self.context.stop(stage)
+            if not isinstance(error, Exception):
+                raise  # the driver waits no longer
             reply.fail(as_fault(error, f"opening {order.model} on {self.context.node}"))
 
-    async def _same_checkpoint(self, order: OpenStage) -> Checkpoint:
+    async def _fetch(self, order: OpenStage) -> Checkpoint:
+        """Fetch what the slice needs, once a family has said that it runs the model."""
+        files = await self._open_files(order)
+        checkpoint = files.checkpoint
+        with self._pausing():
+            needed = await self._compute.run(lambda: self._needed(checkpoint, order.span))
+        lacking = needed & checkpoint.absent
+        if not lacking:
+            return checkpoint
+        lender: PeerReader | None = None
+        if self._borrower is not None:
+            lender = await self._borrower.lender(order.model, order.digest)
+            if not lender.has_any(checkpoint.tensors[name] for name in lacking):
+                lender = None
+        return await self._catalogue.fill(files, needed, self._reporter(order), lender)
+
+    def _needed(self, checkpoint: Checkpoint, span: LayerSpan) -> frozenset[str]:
+        """Name the tensors that the slice reads. Runs on the compute thread: families may import MLX."""
+        prepare()
+        from runtime.inference.loading import choose_family
+
+        return choose_family(self._families, checkpoint).tensors(checkpoint, span)
+
+    async def _open_files(self, order: OpenStage) -> ModelFiles:
         try:
-            checkpoint = await self._catalogue.fetch(order.model, self._reporter(order))
+            return await open_same(
+                self._catalogue,
+                self._borrower,
+                order.model,
+                order.digest,
+                self._reporter(order),
+                node=self.context.node,
+                driver=order.driver.node,
+            )
         except ModelNotFound as fault:
             # Not what the client is to be told: the model is there, on the driver's node.
             raise ModelError(
                 f"node {self.context.node} is to hold layers {order.span} of {order.model} and does not find it "
                 f"({fault.message}); give every node the same models"
             ) from fault
-        check_digest(order.model, checkpoint.digest, order.digest, node=self.context.node, driver=order.driver.node)
-        return checkpoint
 
     def _reporter(self, order: OpenStage) -> Progress:
         return self._board.throttled(lambda progress: self._report(order, progress))

@@ -38,7 +38,7 @@ from runtime.spi.hookspecs import ENTRY_POINT_GROUP, PROJECT, hookimpl
 from runtime.spi.layer_calls import LayerCalls
 from runtime.spi.memory import MemoryEstimate, MemoryEstimator, Part, Workload
 from runtime.spi.placement import PlacementPolicy, PlacementRequest, Plan, StagePlan
-from runtime.spi.source import Download, ModelListing, ModelSource, Progress
+from runtime.spi.source import Download, Holding, ModelFiles, ModelListing, ModelSource, Progress, RangeReader
 from runtime.spi.span import LayerSpan
 from runtime.spi.telemetry import (
     ModelLoaded,
@@ -65,6 +65,7 @@ __all__ = [
     "Frontend",
     "GenerationEvent",
     "GenerationRequest",
+    "Holding",
     "LayerCalls",
     "LayerSpan",
     "LoadOptions",
@@ -75,6 +76,7 @@ __all__ = [
     "MemoryPolicy",
     "ModelCard",
     "ModelFamily",
+    "ModelFiles",
     "ModelListing",
     "ModelLoaded",
     "ModelSource",
@@ -87,6 +89,7 @@ __all__ = [
     "PlacementRequest",
     "Plan",
     "Progress",
+    "RangeReader",
     "RequestFinished",
     "Sampling",
     "ScoredToken",

@@ -20,6 +20,7 @@ from urllib.parse import unquote, urlsplit
 
 TOKEN = "hf_stand_in"  # noqa: S105  # opens the stand-in's gated repositories, and nothing else
 _CHUNK = 64 * 1024
+_LARGE = (".safetensors", ".bin", ".gguf")
 _INFO = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)(?:/revision/(?P<revision>[^/]+))?")
 _TREE = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)/tree/(?P<revision>[^/]+)")
 _FILE = re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
@@ -39,8 +40,14 @@ class Repository:
     def __init__(self, folder: Path, *, gated: bool) -> None:
         self.gated = gated
         self.files = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
+        self.hashes = {
+            name: hashlib.sha256(file.read_bytes()).hexdigest()
+            for name, file in self.files.items()
+            if name.endswith(_LARGE)
+        }
+        """SHA-256 of what a hub stores as large files."""
         self.etags = {
-            name: hashlib.sha1(file.read_bytes(), usedforsecurity=False).hexdigest()
+            name: self.hashes.get(name) or hashlib.sha1(file.read_bytes(), usedforsecurity=False).hexdigest()
             for name, file in self.files.items()
         }
         listing = json.dumps(self.etags, sort_keys=True).encode()
@@ -59,6 +66,11 @@ class StandInHub:
         self.repositories = {name: Repository(folder, gated=False) for name, folder in repositories.items()}
         self.repositories |= {name: Repository(folder, gated=True) for name, folder in (gated or {}).items()}
         self.seen: list[Seen] = []
+        self.sent = 0
+        """Bytes of files that were sent, without headers."""
+        self.ranges = True
+        """Whether parts of files are sent; a server without ranges sends them whole."""
+        self._counting = threading.Lock()
         self.stall_after: int | None = None
         """Stop the next body that is longer after this many bytes, set :attr:`stalled`, and wait for the client to go
         or for :attr:`resume`."""
@@ -73,6 +85,11 @@ class StandInHub:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), name="stand-in-hub")
+
+    def count(self, sent: int) -> None:
+        """Add to :attr:`sent`."""
+        with self._counting:
+            self.sent += sent
 
     @property
     def url(self) -> str:
@@ -133,10 +150,13 @@ class _Handler(BaseHTTPRequestHandler):
         self._refuse(HTTPStatus.NOT_FOUND, "EntryNotFound")
 
     def _info(self, match: re.Match[str], repository: Repository, body: bool) -> None:
-        siblings = [
-            {"rfilename": name, "size": file.stat().st_size, "blobId": repository.etags[name]}
-            for name, file in repository.files.items()
-        ]
+        siblings: list[dict[str, object]] = []
+        for name, file in repository.files.items():
+            size = file.stat().st_size
+            entry: dict[str, object] = {"rfilename": name, "size": size, "blobId": repository.etags[name]}
+            if name in repository.hashes:
+                entry["lfs"] = {"size": size, "sha256": repository.hashes[name], "pointerSize": 134}
+            siblings.append(entry)
         info = {
             "id": match["repo"],
             "modelId": match["repo"],
@@ -175,9 +195,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(HTTPStatus.NOT_FOUND, "EntryNotFound", repository.commit)
             return
         content = file.read_bytes()
-        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")) if self.stand_in.ranges else None
         first = int(asked[1]) if asked else 0
-        last = int(asked[2]) if asked and asked[2] else len(content) - 1
+        last = min(int(asked[2]) if asked and asked[2] else len(content), len(content) - 1)
         self.send_response(HTTPStatus.PARTIAL_CONTENT if asked else HTTPStatus.OK)
         if asked:
             self.send_header("Content-Range", f"bytes {first}-{last}/{len(content)}")
@@ -202,7 +222,9 @@ class _Handler(BaseHTTPRequestHandler):
             end, hub.cut_after = hub.cut_after or 0, None
         try:
             for start in range(0, end, _CHUNK):
-                self.wfile.write(content[start : min(end, start + _CHUNK)])
+                chunk = content[start : min(end, start + _CHUNK)]
+                self.wfile.write(chunk)
+                hub.count(len(chunk))
             self.wfile.flush()
             if stall:
                 hub.stalled.set()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,12 @@ from mlx_lm.generate import generate_step
 from mlx_lm.utils import load
 
 from runtime.actors import Actor, ActorRef
+from runtime.inference.borrowing import Borrower
 from runtime.inference.catalogue import Catalogue
 from runtime.inference.compute import ComputeThread
 from runtime.inference.driver import Driver, DriverLimits
 from runtime.inference.engine import RuntimeEngine
+from runtime.inference.lending import FILES, Lender
 from runtime.inference.models import MODELS, Models
 from runtime.inference.placing import Placer, PlacingSettings
 from runtime.inference.progress import ProgressBoard
@@ -89,14 +91,24 @@ class InferenceNode(ClusterNode):
         family: ModelFamily | None = None,
         limits: DriverLimits | None = None,
         context: int | None = 512,
+        source: Callable[[str], ModelSource] | None = None,
+        borrowed: Path | None = None,
     ) -> None:
+        """Make it.
+
+        Args:
+            source: makes a node's source, instead of one with all the folders.
+            borrowed: where nodes put what they take from each other; None if they share nothing.
+        """
         super().__init__(name, Seeds(seeds))
         self.memory = NodeMemory(total=8 << 30, available=4 << 30)
         self.limits = limits or DriverLimits(sequences=4, waiting=4, prefill_chunk=16, keep_alive=-1)
         self.compute = ComputeThread()
         self.board = ProgressBoard()
         self.source = Folders(folders)
-        self.catalogue = Catalogue({"folders": self.source})
+        self.catalogue = Catalogue({"folders": self.source if source is None else source(name)})
+        borrower = None if borrowed is None else Borrower(self.system, self._peers, borrowed / name)
+        self.borrower = borrower
         self.telemetry = Events()
         self.policy = policy or EvenPlacement()
         self.sinks: tuple[Telemetry, ...] = (self.telemetry,)
@@ -111,10 +123,15 @@ class InferenceNode(ClusterNode):
             ),
         )
         self.engine = RuntimeEngine(
-            self.system, self.catalogue, self.compute, self.board, self.registry.entries, self.sinks, "tiny"
+            self.system, self.catalogue, self.compute, self.board, self.registry.entries, self.sinks, "tiny", borrower
         )
         families = {"dense": family or DenseFamily()}
-        self.system.spawn(lambda: StageHost(self.catalogue, families, self.compute, self.board, self.sinks), STAGES)
+        self.system.spawn(
+            lambda: StageHost(self.catalogue, families, self.compute, self.board, self.sinks, borrower=borrower),
+            STAGES,
+        )
+        if borrower is not None:
+            self.system.spawn(lambda: Lender(self.catalogue), FILES)
         self.system.spawn(lambda: Models(self._driver, self._served_by, self._peers), MODELS)
 
     def _driver(self, model: str) -> Driver:

@@ -101,7 +101,7 @@ async def test_a_fetch_that_everybody_left_is_forgotten_when_it_is_over(shelf: S
     only.cancel()
     await asyncio.wait([only])
     shelf.gate.set()
-    await eventually(lambda: not catalogue._fetching)
+    await eventually(lambda: not catalogue._opening)
     assert (await catalogue.fetch("tiny", silent)).model_type == "llama"
     assert shelf.fetches == 2
 
