@@ -36,7 +36,7 @@ from runtime.spi.family import LoadOptions, ModelFamily
 from runtime.spi.frontend import Frontend
 from runtime.spi.hookspecs import ENTRY_POINT_GROUP, PROJECT, hookimpl
 from runtime.spi.memory import MemoryEstimate, MemoryEstimator, Part, Workload
-from runtime.spi.placement import PlacementPolicy, PlacementRequest, Plan, StagePlan
+from runtime.spi.placement import LayerSeconds, Link, PlacementPolicy, PlacementRequest, Plan, StagePlan
 from runtime.spi.source import Download, ModelListing, ModelSource, Progress
 from runtime.spi.span import LayerSpan
 from runtime.spi.telemetry import (
@@ -64,7 +64,9 @@ __all__ = [
     "Frontend",
     "GenerationEvent",
     "GenerationRequest",
+    "LayerSeconds",
     "LayerSpan",
+    "Link",
     "LoadOptions",
     "LoadedModel",
     "LoadedStage",
