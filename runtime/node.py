@@ -30,9 +30,12 @@ from runtime.inference.compute import ComputeThread
 from runtime.inference.driver import Driver, DriverLimits
 from runtime.inference.engine import RuntimeEngine
 from runtime.inference.models import MODELS, Models
-from runtime.inference.placing import Placer, PlacingSettings
+from runtime.inference.placing import Placer
+from runtime.inference.planning import Planner, PlacingSettings
+from runtime.inference.probe_cache import Probes
 from runtime.inference.progress import ProgressBoard
 from runtime.inference.stage import STAGES, StageHost
+from runtime.inference.survey import SURVEYOR, Surveyor, Surveys
 from runtime.inference.telemetry import emit_all
 from runtime.keyless import LoopbackOnly
 from runtime.spi import Discovery, Frontend, ModelFamily, ModelSource, NodeMemory, PeerChanged, Telemetry
@@ -108,10 +111,14 @@ class Node:
             self.system,
             self._catalogue,
             self.membership.views,
-            self._provider("placement", config.roles.placement),
-            self._provider("memory", config.roles.memory),
-            self._placing_settings(),
+            Planner(
+                self._provider("placement", config.roles.placement),
+                self._provider("memory", config.roles.memory),
+                self._placing_settings(),
+            ),
+            Surveys(self.system),
         )
+        self._probes = Probes(self._families, config.node.data_dir / "probes")
         self._sinks = sinks
 
     # -- life -------------------------------------------------------------------------------------------------------
@@ -133,6 +140,7 @@ class Node:
             ),
             STAGES,
         )
+        self.system.spawn(lambda: Surveyor(self._probes, self.compute, self._round_trip), SURVEYOR)
         self.system.spawn(lambda: Models(self._new_driver, self._served_by, self._peers), MODELS)
         listen = self.config.cluster.listen_address
         if listen is not None:
@@ -273,6 +281,10 @@ class Node:
     def _served_by(self, model: str) -> ActorRef | None:
         entry = self.registry.lookup(model)
         return None if entry is None else entry.driver
+
+    def _round_trip(self, peer: str) -> float | None:
+        info = self.membership.member(peer)
+        return None if info is None else info.rtt
 
     def _peers(self) -> list[str]:
         return [view.name for view in self.membership.views() if view.name != self.system.node]

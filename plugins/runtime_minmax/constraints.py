@@ -82,7 +82,7 @@ def in_order(request: PlacementRequest, nodes: Sequence[NodeView], constraints: 
     two alone, so a further node changes nothing. Nodes with pinned layers change places among each other until they
     come in the order of those.
     """
-    driver = request.nodes[0].name
+    driver = request.driver or request.nodes[0].name
 
     def distance(node: NodeView) -> tuple[float, str]:
         way = request.links.get((driver, node.name))

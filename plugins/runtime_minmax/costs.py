@@ -56,12 +56,12 @@ def link(request: PlacementRequest, sender: str, receiver: str) -> Link:
 def make_problem(
     request: PlacementRequest, nodes: Sequence[NodeView], constraints: Constraints, prompt_ratio: float
 ) -> Problem:
-    """Put numbers to a request. The driver is the request's first node, whether it may hold layers or not."""
+    """Put numbers to a request. The driver may be a node that holds no layers."""
     names = [node.name for node in nodes]
     payload = request.hidden_bytes * (1 + prompt_ratio)
     work = np.cumsum(layer_seconds(request, nodes, prompt_ratio), axis=1)
     lo, hi = _windows(request, nodes, constraints)
-    driver = request.nodes[0].name
+    driver = request.driver or request.nodes[0].name
     hop = np.full((len(names), len(names)), UNMEASURED_LINK.latency + payload / UNMEASURED_LINK.bandwidth)
     fastest = dict.fromkeys(names, 0.0)
     index = {name: place for place, name in enumerate(names)}

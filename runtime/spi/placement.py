@@ -52,9 +52,11 @@ class PlacementRequest(msgspec.Struct, frozen=True):
     model: str
     layers: int
     nodes: tuple[NodeView, ...]
-    """Live nodes. The first one takes the request, and drives the model wherever its layers are."""
+    """Live nodes. The first one takes the request, and by custom holds the first layers."""
     estimate: Callable[[LayerSpan], MemoryEstimate]
     """What a slice needs; the same on every node. A slice never needs less than one that lies within it."""
+    driver: str = ""
+    """The node that drives the model wherever its layers are; empty if it is the first."""
     seconds: Mapping[str, LayerSeconds] = {}
     """By node, for those that have measured. Filled for a policy that :attr:`~PlacementPolicy.measures`."""
     links: Mapping[tuple[str, str], Link] = {}
