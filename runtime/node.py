@@ -31,9 +31,10 @@ from runtime.inference.driver import Driver, DriverLimits
 from runtime.inference.engine import RuntimeEngine
 from runtime.inference.models import MODELS, Models
 from runtime.inference.placing import Placer
-from runtime.inference.planning import Planner, PlacingSettings
+from runtime.inference.planning import PlacingSettings, Planner
 from runtime.inference.probe_cache import Probes
 from runtime.inference.progress import ProgressBoard
+from runtime.inference.report import PlanReport, describe
 from runtime.inference.stage import STAGES, StageHost
 from runtime.inference.survey import SURVEYOR, Surveyor, Surveys
 from runtime.inference.telemetry import emit_all
@@ -114,7 +115,7 @@ class Node:
             Planner(
                 self._provider("placement", config.roles.placement),
                 self._provider("memory", config.roles.memory),
-                self._placing_settings(),
+                PlacingSettings.of(config.models),
             ),
             Surveys(self.system),
         )
@@ -229,6 +230,11 @@ class Node:
         """List the plugins found, with their state."""
         return self._plugins.records
 
+    async def plan(self, model: str, context: int | None) -> PlanReport:
+        """Plan a model as it would be placed now."""
+        planned = await self._placer.plan(model, lambda progress: None, context)
+        return describe(planned, self.membership.views())
+
     # -- inside -----------------------------------------------------------------------------------------------------
 
     def _provider(self, role: Role, name: str) -> Any:
@@ -250,16 +256,6 @@ class Node:
             longest_silence=cluster.longest_silence,
             probes=cluster.probes,
             probe_timeout=cluster.probe_timeout,
-        )
-
-    def _placing_settings(self) -> PlacingSettings:
-        models = self.config.models
-        return PlacingSettings(
-            context=models.context,
-            sequences=models.sequences,
-            prefill_chunk=models.prefill_chunk,
-            dtype=models.dtype,
-            dequantize=str(models.dequantize).lower(),
         )
 
     def _new_driver(self, model: str) -> Driver:

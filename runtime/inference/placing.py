@@ -96,7 +96,9 @@ class Placer:
             )
         )
         self._last[model] = plan
-        return Placed(checkpoint.digest, planned.workload.context, options, plan, tuple(stage.stage for stage in opened))
+        return Placed(
+            checkpoint.digest, planned.workload.context, options, plan, tuple(stage.stage for stage in opened)
+        )
 
     async def _open(self, order: OpenStage, node: str) -> StageOpened:
         opened = await self._system.ask(ActorRef(node, f"/{STAGES}"), order, LOAD_SECONDS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import partial
+from typing import TYPE_CHECKING
 
 import msgspec
 from anyio import to_thread
@@ -29,6 +30,9 @@ from runtime.spi import (
 )
 from runtime.spi.memory import WEIGHTS
 
+if TYPE_CHECKING:
+    from runtime.config.load import ModelsSection
+
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -40,6 +44,17 @@ class PlacingSettings(msgspec.Struct, frozen=True):
     prefill_chunk: int
     dtype: str
     dequantize: str
+
+    @classmethod
+    def of(cls, models: ModelsSection) -> PlacingSettings:
+        """Take them from the section ``models`` of the configuration."""
+        return cls(
+            context=models.context,
+            sequences=models.sequences,
+            prefill_chunk=models.prefill_chunk,
+            dtype=models.dtype,
+            dequantize=str(models.dequantize).lower(),
+        )
 
 
 class Measures(msgspec.Struct, frozen=True):
@@ -100,8 +115,8 @@ class Planner:
                 tried = self._planned(model, checkpoint, among, options, measures, current, length, nodes[0].name)
                 try:
                     plan = await to_thread.run_sync(self._policy.plan, tried.request)
-                except PlacementRefused as fault:
-                    refused = fault, tried
+                except PlacementRefused as refusal:
+                    refused = refusal, tried
                 else:
                     return msgspec.structs.replace(tried, plan=_checked(plan, checkpoint.num_layers))
         if refused is None:
@@ -119,9 +134,7 @@ class Planner:
         All stages compute in one type, and the one that is fast on a CPU is not the one for a GPU. So nodes with a
         GPU are tried by themselves first: a further machine without one must not change how the others load it.
         """
-        options = partial(
-            candidate_options, checkpoint, dtype=self.settings.dtype, dequantize=self.settings.dequantize
-        )
+        options = partial(candidate_options, checkpoint, dtype=self.settings.dtype, dequantize=self.settings.dequantize)
         with_gpu = tuple(node for node in nodes if node.backend != "cpu")
         if with_gpu:
             yield from ((with_gpu, each) for each in options(backend=with_gpu[0].backend))

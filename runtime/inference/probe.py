@@ -63,9 +63,7 @@ def probe(families: Mapping[str, ModelFamily], checkpoint: Checkpoint, options: 
     return LayerSeconds(tuple(decode), tuple(prefill))
 
 
-def _last_decode(
-    family: ModelFamily, checkpoint: Checkpoint, options: LoadOptions, alone: float, nbytes: int
-) -> float:
+def _last_decode(family: ModelFamily, checkpoint: Checkpoint, options: LoadOptions, alone: float, nbytes: int) -> float:
     """Return the seconds for a token through the last layer and the head.
 
     Where both are too large to try, the head counts by its bytes: reading them is what decoding spends its time on.

@@ -116,7 +116,9 @@ class Surveyor(Actor):
 
     async def _echo(self, peer: str, size: int) -> float:
         start = self.context.now()
-        await self.context.ask(ActorRef(peer, f"/{SURVEYOR}"), Echo(Tensor("uint8", (size,), bytes(size))), ECHO_SECONDS)
+        await self.context.ask(
+            ActorRef(peer, f"/{SURVEYOR}"), Echo(Tensor("uint8", (size,), bytes(size))), ECHO_SECONDS
+        )
         return self.context.now() - start
 
 

@@ -19,7 +19,7 @@ from runtime.inference.driver import Driver, DriverLimits
 from runtime.inference.engine import RuntimeEngine
 from runtime.inference.models import MODELS, Models
 from runtime.inference.placing import Placer
-from runtime.inference.planning import Planner, PlacingSettings
+from runtime.inference.planning import PlacingSettings, Planner
 from runtime.inference.probe_cache import Probes
 from runtime.inference.progress import ProgressBoard
 from runtime.inference.session import Session

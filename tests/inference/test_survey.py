@@ -33,9 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_llama(tmp_path_factory.mktemp("models") / "tiny", layers=5)
 
 
-async def test_a_policy_that_weighs_them_is_told_every_nodes_speed_and_every_link(
-    folder: Path, tmp_path: Path
-) -> None:
+async def test_a_policy_that_weighs_them_is_told_every_nodes_speed_and_every_link(folder: Path, tmp_path: Path) -> None:
     policy = Weighing()
     async with serving("a", "b", "c", folders={"tiny": folder}, policy=policy, probes=tmp_path) as (a, _, _):
         assert len(await tokens(a, request(max_tokens=4))) == 4
