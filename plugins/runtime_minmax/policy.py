@@ -114,11 +114,8 @@ def _refusal(
     request: PlacementRequest, nodes: Sequence[NodeView], problem: Problem, constraints: Constraints, notes: list[str]
 ) -> str:
     layers = request.layers
-    slices = [(f"all {layers} layers", LayerSpan.whole(layers))]
-    if layers > 1:
-        slices += [
-            (f"layer {index}", LayerSpan(index, index + 1, layers)) for index in sorted({0, layers // 2, layers - 1})
-        ]
+    whole = LayerSpan.whole(layers)
+    single = {LayerSpan(layer, layer + 1, layers) for layer in (0, layers // 2, layers - 1)}
     most = [
         max((int(stop - start) for stop, start in enumerate(row) if start <= last[stop]), default=0)
         for row, last in zip(problem.lo, problem.hi, strict=True)
@@ -130,7 +127,7 @@ def _refusal(
             f"{request.model} does not fit: no cut of its {layers} layers fits {len(nodes)} node(s){order}.",
             *([f"Wanted by the configuration: {limits}."] if limits else []),
             "",
-            *needs_table((name, request.estimate(span)) for name, span in slices),
+            *needs_table((f"layers {span}", request.estimate(span)) for span in (whole, *sorted(single - {whole}))),
             "",
             *budgets_table(
                 ((node, [f"{count} layers"]) for node, count in zip(nodes, most, strict=True)), "holds at most"

@@ -122,7 +122,12 @@ class Planner:
         if refused is None:
             raise PlacementRefused(f"{model} cannot be placed: no node is up")
         fault, tried = refused
-        asked = Asked.of(tried.workload, _bits(checkpoint, tried.options))
+        asked = Asked(
+            tried.workload.context,
+            tried.workload.sequences,
+            _bits(checkpoint, tried.options),
+            reserve=max(node.memory.reserve for node in tried.request.nodes),
+        )
         remedy = await to_thread.run_sync(what_would_help, partial(self._fits, checkpoint, tried), asked)
         raise PlacementRefused(f"{fault.message}\n\n{remedy}") from fault
 
@@ -176,7 +181,7 @@ class Planner:
             need = self._estimator.estimate(checkpoint, span, workload, tried.options)
             return MemoryEstimate(tuple(_shrunk(part, changed.weights) for part in need.parts))
 
-        nodes = tried.request.nodes
+        nodes = tuple(_keeping(node, changed.reserve) for node in tried.request.nodes)
         roomiest = max(nodes, key=lambda node: node.memory.grantable)
         more = (
             msgspec.structs.replace(roomiest, name=f"{roomiest.name}+{number}") for number in range(changed.more_nodes)
@@ -196,6 +201,12 @@ def hidden_size(checkpoint: Checkpoint) -> int:
         if type(value) is int and value > 0:
             return value
     return 0
+
+
+def _keeping(node: NodeView, most: int) -> NodeView:
+    """Return the node with no more than ``most`` bytes kept free."""
+    memory = msgspec.structs.replace(node.memory, reserve=min(node.memory.reserve, most))
+    return msgspec.structs.replace(node, memory=memory)
 
 
 def _shrunk(part: Part, share: float) -> Part:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from math import inf
 from typing import NamedTuple
-
-from runtime.spi import Workload
 
 CONTEXT_STEP = 256
 """Tokens by which MLX grows a cache: what is between two multiples saves nothing."""
@@ -16,6 +15,7 @@ QUANTIZATIONS = (8, 4)
 """Bits a weight that are tried."""
 SCALES_BITS = 0.5
 """What MLX's scale and bias of 16 bits for each 64 weights add to each."""
+MIB = 1 << 20
 SEARCH_SECONDS = 5.0
 """How long the search may take: in a large cluster each trial is slow."""
 
@@ -30,11 +30,8 @@ class Asked(NamedTuple):
     weights: float = 1.0
     """The share of their bytes that the weights keep."""
     more_nodes: int = 0
-
-    @classmethod
-    def of(cls, workload: Workload, bits: float) -> Asked:
-        """Say what was asked and refused."""
-        return cls(workload.context, workload.sequences, bits)
+    reserve: int = 0
+    """The most bytes that any node keeps free."""
 
 
 class _Remedy(NamedTuple):
@@ -80,6 +77,9 @@ def _remedies(fits: Callable[[Asked], bool], asked: Asked) -> Iterator[_Remedy]:
         if share < 1 and fits(asked._replace(weights=share)):
             yield _Remedy(1 / share, f"the model quantized to {bits} bits instead of {asked.bits:g}")
             break
+    kept = _most(asked.reserve // MIB, lambda count: fits(asked._replace(reserve=(count - 1) * MIB)))
+    if kept:  # the last to be said, whatever it is: it is other programs that pay for it
+        yield _Remedy(inf, f"a models.memory_reserve of at most {kept - 1} MiB where it lacks")
 
 
 def _most(limit: int, fits: Callable[[int], bool]) -> int:

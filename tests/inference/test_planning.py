@@ -171,3 +171,12 @@ def test_weights_are_shrunk_no_further_than_needed_and_never_enlarged() -> None:
 
 def test_as_few_more_nodes_as_are_enough_are_named() -> None:
     assert "3 more node(s)" in what_would_help(lambda each: each.more_nodes >= 3, Asked(256, 1, 16.0))
+
+
+def test_keeping_less_free_is_said_last_and_no_less_than_is_enough() -> None:
+    asked = Asked(1024, 1, 16.0, reserve=900 * MIB)
+    text = what_would_help(lambda each: each.reserve <= 300 * MIB or each.context <= 256, asked)
+    assert text == (
+        "What would help: a context of 256 tokens instead of 1024; or a models.memory_reserve of at most 300 MiB where "
+        "it lacks."
+    )

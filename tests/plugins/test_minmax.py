@@ -457,7 +457,7 @@ def test_a_refusal_shows_what_is_needed_and_how_much_of_it_each_node_can_hold() 
     text = refusal.value.message
     assert "m does not fit: no cut of its 20 layers fits 3 node(s)." in text
     assert "Wanted by the configuration: at most 2 layers on mini." in text
-    assert "all 20 layers  225 MiB  weights 200 MiB, logits 20 MiB, overhead 5 MiB" in text
+    assert "layers 0-19 of 20   225 MiB  weights 200 MiB, logits 20 MiB, overhead 5 MiB" in text
     lines = [line.split() for line in text.splitlines()]
     held = {line[0]: line[-2:] for line in lines if line and line[0] in ("studio", "mini", "tiny")}
     assert held == {"studio": ["9", "layers"], "mini": ["2", "layers"], "tiny": ["0", "layers"]}
