@@ -10,7 +10,10 @@ from runtime.inference.survey import ECHO_BYTES
 from runtime.spi import LoadOptions, PlacementPolicy, PlacementRequest, Plan
 from runtime.testing.models import tiny_llama
 from runtime_even.policy import EvenPlacement
-from tests.inference.serving import request, serving, tokens
+from runtime_minmax.policy import MinmaxPlacement
+from runtime_minmax.settings import MinmaxSettings
+from tests.inference.serving import PROMPT, InferenceNode, reference, request, serving, tokens
+from tests.wire.loopback import eventually
 
 FLOAT32 = LoadOptions("float32", dequantize=True)
 
@@ -79,3 +82,53 @@ async def test_the_plan_is_given_back_to_the_policy_when_the_model_is_placed_aga
     first, second = policy.requests
     assert not first.current
     assert [(stage.node, str(stage.span)) for stage in second.current] == [("a", "0-2 of 5"), ("b", "3-4 of 5")]
+
+
+# -- minmax, from the measurement to the text --------------------------------------------------------------------------
+
+
+def holders(nodes: list[InferenceNode]) -> dict[str, int]:
+    """Return the number of stages on each node."""
+    return {node.name: len(node.stages()) for node in nodes}
+
+
+async def test_minmax_cuts_for_throughput_what_it_leaves_whole_for_latency(folder: Path, tmp_path: Path) -> None:
+    expected = reference(folder, PROMPT, 8)
+    for objective, stages in (("latency", 1), ("throughput", 2)):
+        # What little a stage takes here must not be outweighed by the hop, which is what makes the difference.
+        settings = MinmaxSettings.model_validate({"objective": objective, "tolerance": 0.0, "prompt_ratio": 0.0})
+        policy = MinmaxPlacement(settings)
+        async with serving("a", "b", folders={"tiny": folder}, policy=policy, probes=tmp_path) as nodes:
+            assert await tokens(nodes[0], request(max_tokens=8)) == expected
+            assert sum(holders(nodes).values()) == stages
+
+
+async def test_a_driver_whose_node_holds_no_layers_generates_the_same_text(folder: Path, tmp_path: Path) -> None:
+    policy = MinmaxPlacement(MinmaxSettings(pin={"tiny": {"b": "0-1", "c": "2-4"}}))
+    async with serving("a", "b", "c", folders={"tiny": folder}, policy=policy, probes=tmp_path) as nodes:
+        assert await tokens(nodes[0], request(max_tokens=8)) == reference(folder, PROMPT, 8)
+        assert holders(nodes) == {"a": 0, "b": 1, "c": 1}
+
+
+async def test_a_single_stage_away_from_its_driver_generates_the_same_text(folder: Path, tmp_path: Path) -> None:
+    policy = MinmaxPlacement(MinmaxSettings(exclude=("a",)))
+    async with serving("a", "b", folders={"tiny": folder}, policy=policy, probes=tmp_path) as nodes:
+        assert await tokens(nodes[0], request(max_tokens=8)) == reference(folder, PROMPT, 8)
+        assert holders(nodes) == {"a": 0, "b": 1}
+
+
+async def test_a_node_that_joins_moves_nothing_that_is_served(folder: Path, tmp_path: Path) -> None:
+    policy = MinmaxPlacement(MinmaxSettings())
+    async with serving("a", folders={"tiny": folder}, policy=policy, probes=tmp_path) as (a,):
+        await tokens(a, request(max_tokens=2))
+        (stage,) = a.stages()
+        await a.network.listen("127.0.0.1", 0)
+        b = InferenceNode("b", frozenset({a.address}), {"tiny": folder}, policy=policy, probes=tmp_path)
+        try:
+            await b.network.listen("127.0.0.1", 0)
+            await eventually(lambda: len(a.membership.views()) == len(b.membership.views()) == 2)
+            assert await tokens(b, request(max_tokens=8)) == reference(folder, PROMPT, 8)
+            assert a.stages() == [stage]
+            assert not b.stages()
+        finally:
+            await b.stop()
