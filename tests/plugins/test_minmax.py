@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from itertools import combinations, pairwise, permutations
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 from msgspec import structs
 from pydantic import ValidationError
 
-from runtime.errors import PlacementRefused
+from runtime.config.load import load_settings
+from runtime.errors import ConfigError, PlacementRefused
 from runtime.spi import (
     LayerSeconds,
     LayerSpan,
@@ -394,6 +396,23 @@ def test_wishes_that_contradict_each_other_are_refused_by_name(configured: dict[
 def test_settings_that_mean_nothing_are_refused(configured: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         MinmaxSettings(**configured)
+
+
+def test_wishes_are_read_from_files_and_from_the_command_line(tmp_path: Path) -> None:
+    file = tmp_path / "node.toml"
+    file.write_text(
+        '[plugins.minmax]\nexclude = ["laptop"]\n'
+        "[plugins.minmax.max_layers]\ndesk = 12\n"
+        '[plugins.minmax.only]\n"org/large" = ["studio", "tower"]\n'
+        '[plugins.minmax.pin."org/large"]\nstudio = "0-15"\n'
+    )
+    read = load_settings([file], ["plugins.minmax.objective=throughput"], environ={}).plugin_settings["minmax"]
+    assert isinstance(read, MinmaxSettings)
+    assert (read.exclude, read.max_layers, read.objective) == (("laptop",), {"desk": 12}, "throughput")
+    assert read.only == {"org/large": ("studio", "tower")}
+    assert read.pin == {"org/large": {"studio": "0-15"}}
+    with pytest.raises(ConfigError, match=r"plugins\.minmax\.pin"):
+        load_settings([file], ['plugins.minmax.pin={m={a="x"}}'], environ={})
 
 
 # -- stability --------------------------------------------------------------------------------------------------------
