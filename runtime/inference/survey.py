@@ -131,7 +131,9 @@ class Surveys:
     async def __call__(self, checkpoint: Checkpoint, options: LoadOptions, nodes: tuple[NodeView, ...]) -> Measures:
         """Return what the nodes have measured within :data:`SURVEY_SECONDS`."""
         names = tuple(node.name for node in nodes)
-        order = Survey(json.dumps(checkpoint.config).encode(), options, names[:SURVEYED_PEERS])
+        # The driver, which is here, may be none of those that are to hold layers; the ways to it count all the same.
+        peers = dict.fromkeys((self._system.node, *names))
+        order = Survey(json.dumps(checkpoint.config).encode(), options, tuple(peers)[:SURVEYED_PEERS])
         answers = await asyncio.gather(
             *(self._system.ask(ActorRef(name, f"/{SURVEYOR}"), order, SURVEY_SECONDS) for name in names),
             return_exceptions=True,

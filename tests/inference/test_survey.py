@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.inference.survey import ECHO_BYTES
+from runtime.inference.survey import ECHO_BYTES, Surveys
 from runtime.spi import LoadOptions, PlacementPolicy, PlacementRequest, Plan
 from runtime.testing.models import tiny_llama
 from runtime_even.policy import EvenPlacement
@@ -132,3 +132,12 @@ async def test_a_node_that_joins_moves_nothing_that_is_served(folder: Path, tmp_
             assert not b.stages()
         finally:
             await b.stop()
+
+
+async def test_the_links_to_a_driver_that_is_not_to_hold_layers_are_measured_too(folder: Path, tmp_path: Path) -> None:
+    async with serving("a", "b", folders={"tiny": folder}, probes=tmp_path) as (a, _):
+        checkpoint = await a.catalogue.fetch("tiny", lambda progress: None)
+        others = tuple(view for view in a.membership.views() if view.name != "a")
+        measures = await Surveys(a.system)(checkpoint, FLOAT32, others)
+    assert measures.seconds.keys() == {"b"}
+    assert measures.links.keys() == {("b", "a")}
