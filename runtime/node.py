@@ -31,9 +31,13 @@ from runtime.inference.driver import Driver, DriverLimits
 from runtime.inference.engine import RuntimeEngine
 from runtime.inference.lending import FILES, Lender
 from runtime.inference.models import MODELS, Models
-from runtime.inference.placing import Placer, PlacingSettings
+from runtime.inference.placing import Placer
+from runtime.inference.planning import PlacingSettings, Planner
+from runtime.inference.probe_cache import Probes
 from runtime.inference.progress import ProgressBoard
+from runtime.inference.report import PlanReport, describe
 from runtime.inference.stage import STAGES, StageHost
+from runtime.inference.survey import SURVEYOR, Surveyor, Surveys
 from runtime.inference.telemetry import emit_all
 from runtime.keyless import LoopbackOnly
 from runtime.machine import Machine
@@ -114,10 +118,14 @@ class Node:
             self.system,
             self._catalogue,
             self.membership.views,
-            self._provider("placement", config.roles.placement),
-            self._provider("memory", config.roles.memory),
-            self._placing_settings(),
+            Planner(
+                self._provider("placement", config.roles.placement),
+                self._provider("memory", config.roles.memory),
+                PlacingSettings.of(config.models),
+            ),
+            Surveys(self.system),
         )
+        self._probes = Probes(self._families, config.node.data_dir / "probes")
         self._sinks = sinks
 
     # -- life -------------------------------------------------------------------------------------------------------
@@ -142,6 +150,7 @@ class Node:
         )
         if self.config.models.share:
             self.system.spawn(lambda: Lender(self._catalogue), FILES)
+        self.system.spawn(lambda: Surveyor(self._probes, self.compute, self._round_trip), SURVEYOR)
         self.system.spawn(lambda: Models(self._new_driver, self._served_by, self._peers), MODELS)
         listen = self.config.cluster.listen_address
         if listen is not None:
@@ -230,6 +239,11 @@ class Node:
         """List the plugins found, with their state."""
         return self._plugins.records
 
+    async def plan(self, model: str, context: int | None) -> PlanReport:
+        """Plan a model as it would be placed now."""
+        planned = await self._placer.plan(model, lambda progress: None, context)
+        return describe(planned, self.membership.views())
+
     # -- inside -----------------------------------------------------------------------------------------------------
 
     def _provider(self, role: Role, name: str) -> Any:
@@ -253,16 +267,6 @@ class Node:
             probe_timeout=cluster.probe_timeout,
         )
 
-    def _placing_settings(self) -> PlacingSettings:
-        models = self.config.models
-        return PlacingSettings(
-            context=models.context,
-            sequences=models.sequences,
-            prefill_chunk=models.prefill_chunk,
-            dtype=models.dtype,
-            dequantize=str(models.dequantize).lower(),
-        )
-
     def _new_driver(self, model: str) -> Driver:
         models = self.config.models
         limits = DriverLimits(
@@ -282,6 +286,10 @@ class Node:
     def _served_by(self, model: str) -> ActorRef | None:
         entry = self.registry.lookup(model)
         return None if entry is None else entry.driver
+
+    def _round_trip(self, peer: str) -> float | None:
+        info = self.membership.member(peer)
+        return None if info is None else info.rtt
 
     def _peers(self) -> list[str]:
         return [view.name for view in self.membership.views() if view.name != self.system.node]

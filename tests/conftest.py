@@ -129,8 +129,13 @@ def node(nodes_folder: Path) -> Iterator[NodeProcess]:
 
 @pytest.fixture(scope="session")
 def two_nodes(nodes_folder: Path) -> Iterator[tuple[NodeProcess, NodeProcess]]:
-    """Run two nodes that share a cluster key and serve the embedded model together."""
-    settings = ("cluster.listen=127.0.0.1:0", "cluster.key=a secret of two", "models.context=2048")
+    """Run two nodes that share a cluster key and serve the embedded model together, each with half of it."""
+    settings = (
+        "cluster.listen=127.0.0.1:0",
+        "cluster.key=a secret of two",
+        "models.context=2048",
+        "roles.placement=even",
+    )
     with (
         node_process(nodes_folder, "a", *settings, env=ONE_THREAD) as a,
         node_process(nodes_folder, "b", *settings, peers_of(a), env=ONE_THREAD) as b,

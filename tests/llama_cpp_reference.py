@@ -96,7 +96,7 @@ def _pieces(file: Path, name: str) -> list[list[str] | None]:
     """Cut the texts: with a vocabulary of all their substrings, and all merges to those, a piece becomes one token."""
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-    letter_of: dict[int, str] = bytes_to_unicode()  # type: ignore[no-untyped-call]
+    letter_of: dict[int, str] = bytes_to_unicode()
     byte_of = {letter: byte for byte, letter in letter_of.items()}
     tokens = ["<s>", *sorted(letter_of.values())]
     merges: dict[str, None] = {}

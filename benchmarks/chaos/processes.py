@@ -14,7 +14,7 @@ from pathlib import Path
 
 from runtime.testing.processes import NodeProcess, eventually, node_process, peers_of
 
-CLUSTER = ("cluster.listen=127.0.0.1:0", "cluster.key=a secret of two")
+CLUSTER = ("cluster.listen=127.0.0.1:0", "cluster.key=a secret of two", "roles.placement=even")
 SECONDS = 60.0
 """How long nodes may take for what is not measured; a loaded machine is slow."""
 _LOST = re.compile(r"is down|the link to node .* is gone")

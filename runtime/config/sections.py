@@ -203,7 +203,7 @@ class RolesSection(Section):
     """Which providers are in use, by the name they registered."""
 
     discovery: str = "static"
-    placement: str = "even"
+    placement: str = "minmax"
     memory: str = "safetensors"
     sources: tuple[str, ...] = ("gguf", "folder", "hub")
     families: tuple[str, ...] = ("dense", "moe", "crossing")

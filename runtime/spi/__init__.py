@@ -37,7 +37,7 @@ from runtime.spi.frontend import Frontend
 from runtime.spi.hookspecs import ENTRY_POINT_GROUP, PROJECT, hookimpl
 from runtime.spi.layer_calls import LayerCalls
 from runtime.spi.memory import MemoryEstimate, MemoryEstimator, Part, Workload
-from runtime.spi.placement import PlacementPolicy, PlacementRequest, Plan, StagePlan
+from runtime.spi.placement import LayerSeconds, Link, PlacementPolicy, PlacementRequest, Plan, StagePlan
 from runtime.spi.source import Download, Holding, ModelFiles, ModelListing, ModelSource, Progress, RangeReader
 from runtime.spi.span import LayerSpan
 from runtime.spi.telemetry import (
@@ -67,7 +67,9 @@ __all__ = [
     "GenerationRequest",
     "Holding",
     "LayerCalls",
+    "LayerSeconds",
     "LayerSpan",
+    "Link",
     "LoadOptions",
     "LoadedModel",
     "LoadedStage",

@@ -16,7 +16,12 @@ from tests.conftest import MODEL, ONE_THREAD
 
 pytestmark = pytest.mark.slow
 
-SETTINGS = ("cluster.listen=127.0.0.1:0", "cluster.key=a key for losses", "models.context=2048")
+SETTINGS = (
+    "cluster.listen=127.0.0.1:0",
+    "cluster.key=a key for losses",
+    "models.context=2048",
+    "roles.placement=even",
+)
 TOLD_SECONDS = 10.0
 
 

@@ -51,6 +51,23 @@ def test_each_node_says_which_layers_are_where(two_nodes: tuple[NodeProcess, Nod
     assert (a.get("status")["nodes"], b.get("status")["nodes"]) == (2, 2)
 
 
+def test_a_plan_is_where_the_model_is_then_placed_and_places_nothing(
+    two_nodes: tuple[NodeProcess, NodeProcess], tmp_path: Path
+) -> None:
+    a, _ = two_nodes
+    model = str(tiny_llama(tmp_path / "planned"))
+    done = run_runtime("plan", model, "--context", "512", "--json", "--url", a.url)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert model not in [served["name"] for served in a.get("ps")["models"]]
+    assert (report["layers"], report["context"]) == (4, 512)
+    assert {node["name"] for node in report["nodes"]} == {"a", "b"}
+    a.load(model)
+    planned = {stage["node"]: (stage["first_layer"], stage["last_layer"]) for stage in report["stages"]}
+    assert planned == a.layers(model)
+    a.unload(model)
+
+
 def test_sixty_four_greedy_tokens_over_two_nodes_are_those_of_mlx_lm_and_of_one_node(
     two_nodes: tuple[NodeProcess, NodeProcess], node: NodeProcess, chats: dict[str, Reference]
 ) -> None:

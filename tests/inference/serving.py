@@ -20,10 +20,13 @@ from runtime.inference.driver import Driver, DriverLimits
 from runtime.inference.engine import RuntimeEngine
 from runtime.inference.lending import FILES, Lender
 from runtime.inference.models import MODELS, Models
-from runtime.inference.placing import Placer, PlacingSettings
+from runtime.inference.placing import Placer
+from runtime.inference.planning import PlacingSettings, Planner
+from runtime.inference.probe_cache import Probes
 from runtime.inference.progress import ProgressBoard
 from runtime.inference.session import Session
 from runtime.inference.stage import STAGES, Stage, StageHost
+from runtime.inference.survey import SURVEYOR, Surveyor, Surveys
 from runtime.spi import (
     Delta,
     Finished,
@@ -93,6 +96,7 @@ class InferenceNode(ClusterNode):
         context: int | None = 512,
         source: Callable[[str], ModelSource] | None = None,
         borrowed: Path | None = None,
+        probes: Path | None = None,
     ) -> None:
         """Make it.
 
@@ -116,11 +120,18 @@ class InferenceNode(ClusterNode):
             self.system,
             self.catalogue,
             self.membership.views,
-            self.policy,
-            SafetensorsEstimator(),
-            PlacingSettings(
-                context=context, sequences=4, prefill_chunk=self.limits.prefill_chunk, dtype="auto", dequantize="auto"
+            Planner(
+                self.policy,
+                SafetensorsEstimator(),
+                PlacingSettings(
+                    context=context,
+                    sequences=4,
+                    prefill_chunk=self.limits.prefill_chunk,
+                    dtype="auto",
+                    dequantize="auto",
+                ),
             ),
+            Surveys(self.system),
         )
         self.engine = RuntimeEngine(
             self.system, self.catalogue, self.compute, self.board, self.registry.entries, self.sinks, "tiny", borrower
@@ -132,6 +143,9 @@ class InferenceNode(ClusterNode):
         )
         if borrower is not None:
             self.system.spawn(lambda: Lender(self.catalogue), FILES)
+        if probes is not None:
+            known = Probes(families, probes)
+            self.system.spawn(lambda: Surveyor(known, self.compute, self._round_trip), SURVEYOR)
         self.system.spawn(lambda: Models(self._driver, self._served_by, self._peers), MODELS)
 
     def _driver(self, model: str) -> Driver:
@@ -147,6 +161,10 @@ class InferenceNode(ClusterNode):
     def _served_by(self, model: str) -> ActorRef | None:
         entry = self.registry.lookup(model)
         return entry.driver if entry else None
+
+    def _round_trip(self, peer: str) -> float | None:
+        info = self.membership.member(peer)
+        return None if info is None else info.rtt
 
     def _peers(self) -> list[str]:
         return [view.name for view in self.membership.views() if view.name != self.name]
