@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -73,7 +74,8 @@ class StageHost(Actor):
         """Open a stage; the answer comes when it is loaded."""
         match message:
             case OpenStage():
-                self.context.start_task(self._open(message, self.context.reply_later()), f"open {message.model}")
+                reply = self.context.reply_later()
+                self.context.start_task(self._open(message, reply), f"open {message.model}", reply)
         return None
 
     async def _open(self, order: OpenStage, reply: ReplyTo) -> None:
@@ -88,6 +90,11 @@ class StageHost(Actor):
             with self._pausing():
                 opened = await self.context.ask(stage, _Load(), LOAD_SECONDS)
             reply.answer(opened)
+        except asyncio.CancelledError:
+            # The driver has given it up, and would never use it.
+            if stage is not None:
+                self.context.stop(stage)
+            raise
         except Exception as error:  # noqa: BLE001 - a failure here must not take down the node's other stages
             if stage is not None:
                 self.context.stop(stage)
@@ -169,7 +176,8 @@ class Stage(Actor):
                 return Done()
             case _Load():
                 # Beside the mailbox, so that the loss of the driver is seen, and ends a load that may take long.
-                self.context.start_task(self._load(self.context.reply_later()), "load")
+                reply = self.context.reply_later()
+                self.context.start_task(self._load(reply), "load", reply)
             case Down():
                 self.context.stop_self()
         return None

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,7 @@ from runtime.inference.protocol import OpenStage
 from runtime.inference.stage import STAGES, StageHost
 from runtime.spi import Checkpoint, LayerSpan, LoadOptions, ModelFamily, ModelListing, ModelSource, Progress
 from runtime.testing.models import tiny_llama
+from tests.wire.loopback import eventually
 
 
 class OneFolder(ModelSource):
@@ -87,4 +90,43 @@ async def test_a_pause_is_announced_before_a_slice_is_loaded_and_taken_back_afte
         assert events == ["pause", "load", "back"]
     finally:
         await system.shut_down(1.0)
+        compute.close(1.0)
+
+
+class Slow(Watched):
+    """Takes its time to say whether it runs a model."""
+
+    def __init__(self, events: list[str], go: threading.Event) -> None:
+        super().__init__(events)
+        self._go = go
+
+    def refusal(self, checkpoint: Checkpoint) -> str | None:
+        super().refusal(checkpoint)
+        self._go.wait(30)
+        return "this is a test"
+
+
+async def test_a_stage_whose_opening_is_given_up_ends(tmp_path: Path) -> None:
+    events: list[str] = []
+    go = threading.Event()
+    catalogue = Catalogue({"one": OneFolder(tiny_llama(tmp_path / "model", layers=1))})
+    checkpoint = await catalogue.fetch("tiny", lambda progress: None)
+    compute = ComputeThread()
+    system = ActorSystem("here")
+    try:
+        host = system.spawn(
+            lambda: StageHost(catalogue, {"slow": Slow(events, go)}, compute, ProgressBoard(), ()), STAGES
+        )
+        driver = system.spawn(Driver, "driver")
+        order = OpenStage("tiny", checkpoint.digest, LayerSpan(0, 1, 1), LoadOptions("float32", False), driver, 1)
+        opening = asyncio.ensure_future(system.ask(host, order, 30))
+        await eventually(lambda: events == ["load"])
+        assert [info.path for info in system.actors() if info.path.startswith(f"/{STAGES}/")]
+        opening.cancel()
+        await eventually(lambda: not any("open tiny" in task.get_name() for task in asyncio.all_tasks()))
+        go.set()
+        await eventually(lambda: not [info for info in system.actors() if info.path.startswith(f"/{STAGES}/")])
+    finally:
+        go.set()
+        await system.shut_down(5)
         compute.close(1.0)
