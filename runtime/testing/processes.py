@@ -37,7 +37,7 @@ class NodeFailed(Exception):
     """A node did not start, or not in time. The text has its log."""
 
 
-def eventually(read: Callable[[], T | None], what: str, seconds: float = 10.0) -> T:
+def eventually(read: Callable[[], T | None], what: str, seconds: float = READY_SECONDS) -> T:
     """Call ``read`` until it returns something true, and return that.
 
     Raises:

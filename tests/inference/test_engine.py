@@ -68,7 +68,7 @@ from tests.inference.serving import (
     serving,
     tokens,
 )
-from tests.wire.loopback import Observer, eventually
+from tests.wire.loopback import DEADLINE, Observer, eventually
 
 LONG = 400
 
@@ -253,7 +253,7 @@ async def test_a_session_that_breaks_ends_its_generation_with_a_fault(
     async with serving("a", folders={"tiny": tiny}) as (a,):
         with monkeypatch.context() as patch:
             patch.setattr(Session, "_on_token", broken)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(DEADLINE):
                 with pytest.raises(ActorStopped):
                     await events(a, request())
         await eventually(lambda: a.sequences() == 0)
@@ -263,7 +263,7 @@ async def test_a_session_that_breaks_ends_its_generation_with_a_fault(
 async def test_stopping_the_node_ends_generations_with_a_fault(tiny: Path) -> None:
     async with serving("a", folders={"tiny": tiny}) as (a,), begun(a, request(max_tokens=LONG)) as stream:
         stopping = asyncio.create_task(a.system.shut_down(2.0))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(DEADLINE):
             with pytest.raises(RuntimeFault):
                 async for _ in stream:
                     pass
@@ -339,7 +339,7 @@ async def test_an_unload_does_not_wait_for_those_who_load_or_are_refused(tiny: P
         await a.engine.load("tiny")
         with pytest.raises(InvalidRequest):
             await events(a, GenerationRequest("tiny", Text(""), sampling=GREEDY))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(DEADLINE):
             await a.engine.unload("tiny")
         await eventually(lambda: not a.stages())
 
@@ -751,7 +751,7 @@ async def test_prompts_wait_for_no_other_work_in_threads(tiny: Path) -> None:
         busy = [asyncio.create_task(to_thread.run_sync(gate.wait, 30)) for _ in range(int(limiter.total_tokens))]
         try:
             await eventually(lambda: limiter.available_tokens == 0)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(DEADLINE):
                 assert len(await tokens(a, request())) == 16
         finally:
             gate.set()

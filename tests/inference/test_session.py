@@ -17,7 +17,7 @@ from runtime.inference.protocol import Cancel, SequenceFailed, Submit, Submitted
 from runtime.inference.session import Outcome, Session, SessionStart
 from runtime.spi import Delta, Finished, FinishReason, GenerationRequest, Text, read_checkpoint
 from runtime.testing.models import tiny_llama
-from tests.wire.loopback import eventually
+from tests.wire.loopback import DEADLINE, eventually
 
 
 class ScriptedDriver(Actor):
@@ -61,7 +61,7 @@ class Bench:
     async def outcomes(self) -> list[Outcome]:
         """Read to the end."""
         found: list[Outcome] = []
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(DEADLINE):
             while not found or isinstance(found[-1], Delta):
                 found.append(await self.outbox.get())
         return found

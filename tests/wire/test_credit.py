@@ -10,7 +10,7 @@ from runtime.actors import Actor, ActorRef, Lane, Message
 from runtime.errors import MailboxFull, PeerUnreachable
 from runtime.wire import Tensor
 from runtime.wire.limits import KIB
-from tests.wire.loopback import FAST, Node, eventually, nodes
+from tests.wire.loopback import DEADLINE, FAST, Node, eventually, nodes
 from tests.wire.messages import Double, Doubler, Number
 
 TIGHT = msgspec.structs.replace(FAST, bulk_credit=64 * KIB, bulk_queue=128 * KIB)
@@ -102,7 +102,7 @@ async def test_a_send_waits_for_the_credit_of_a_slow_reader_and_loses_nothing() 
         assert not any(sent.done() for sent in sending)
         sending.pop().cancel()
         gate.set()
-        await asyncio.wait_for(asyncio.gather(*sending), 5)
+        await asyncio.wait_for(asyncio.gather(*sending), DEADLINE)
         await eventually(lambda: slow.handled == told + 19)
 
 
@@ -117,4 +117,4 @@ async def test_a_send_that_waits_fails_when_the_link_is_lost() -> None:
         a.dial()
         a.network.disconnect("b", "test")
         with pytest.raises(PeerUnreachable):
-            await asyncio.wait_for(sending, 5)
+            await asyncio.wait_for(sending, DEADLINE)

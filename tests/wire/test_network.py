@@ -26,7 +26,7 @@ from runtime.wire.limits import KIB, MIB
 from runtime.wire.opening import READY, introduce
 from runtime.wire.tensor import Buffer
 from runtime.wire.websocket import SUBPROTOCOL
-from tests.wire.loopback import FAST, Node, Observer, eventually, log_lines, nodes, pair
+from tests.wire.loopback import DEADLINE, FAST, Node, Observer, eventually, log_lines, nodes, pair
 from tests.wire.messages import Double, Doubler, Hold, Number, Store
 
 
@@ -265,7 +265,7 @@ async def test_bytes_that_are_no_websocket_harm_nobody() -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", int(a.address.rpartition(":")[2]))
         writer.write(b"\x16\x03\x01 not http at all\r\n\r\n")
         await writer.drain()
-        await asyncio.wait_for(reader.read(), 5)
+        await asyncio.wait_for(reader.read(), DEADLINE)
         writer.close()
         await writer.wait_closed()
         b = Node("b")
@@ -281,7 +281,7 @@ async def test_a_silent_stranger_is_hung_up_on() -> None:
         connect(f"ws://{a.address}/", subprotocols=[SUBPROTOCOL], proxy=None) as socket,
     ):
         with pytest.raises(ConnectionClosed):
-            await asyncio.wait_for(socket.recv(), 5)
+            await asyncio.wait_for(socket.recv(), DEADLINE)
 
 
 async def test_a_host_with_too_many_strangers_gets_no_further_connection() -> None:
@@ -346,7 +346,7 @@ async def test_closing_one_lane_closes_the_session() -> None:
         await eventually(lambda: a.linked() == ["z"])
         await bulk.close()
         await eventually(lambda: a.downs)
-        await asyncio.wait_for(control.wait_closed(), 5)
+        await asyncio.wait_for(control.wait_closed(), DEADLINE)
 
 
 async def test_a_full_queue_refuses_messages_and_a_too_large_one_never_fits() -> None:
