@@ -165,6 +165,20 @@ def test_a_model_that_calls_its_layers_in_another_way_is_refused() -> None:
         dissect(model, 4, LayerCalls())
 
 
+class Endless(LayerCalls):
+    """Never has all that must travel."""
+
+    def leave(self, *call: Any) -> bool:
+        super().leave(*call)
+        return False
+
+
+def test_a_family_that_never_ends_a_pass_is_told_so() -> None:
+    shard = Shard(DenseFamily().build(tiny_config("llama")), LayerSpan(0, 2, 4), Endless())
+    with pytest.raises(ModelUnsupported, match="Endless never says what must travel"):
+        shard.forward(mx.array([[1, 2]]), shard.new_cache())
+
+
 def test_a_batch_is_refused_where_mlx_lm_has_none() -> None:
     config = tiny_config("llama4")
     shard = Shard(MoeFamily().build(config), LayerSpan(0, 2, 5))
