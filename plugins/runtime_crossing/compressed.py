@@ -34,7 +34,8 @@ class CompressedKeys(LayerCalls):
             indexed: layers that choose what to attend to, of which those in ``sources`` make keys for choosing.
         """
         self._ratios = ratios
-        self._sources = {"compress_kv": sources, "index_k": [layer for layer in sources if layer in indexed]}
+        compressing = [layer for layer in sources if layer < len(ratios) and ratios[layer]]
+        self._sources = {"compress_kv": compressing, "index_k": [layer for layer in compressing if layer in indexed]}
 
     def skip(self, index: int, args: Args, kwargs: Kwargs, arrived: State) -> Any:
         """Pass both on."""

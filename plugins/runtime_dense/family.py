@@ -11,6 +11,9 @@ from runtime_dense.architectures import DENSE_MODULES, NEEDS_METAL, REFUSED_MODU
 if TYPE_CHECKING:
     from mlx import nn
 
+PHI3_SMALL_VOCABULARY = 100_352
+"""mlx-lm 0.32 blanks out fixed token ids up to here, and so writes over other memory where there are fewer."""
+
 
 class DenseFamily(ModelFamily):
     """mlx-lm's dense text models."""
@@ -26,6 +29,9 @@ class DenseFamily(ModelFamily):
             return REFUSED_MODULES[name]
         if name not in DENSE_MODULES:
             return f"the dense family does not run {checkpoint.model_type}"
+        vocabulary = checkpoint.text_config.get("vocab_size")
+        if name == "phi3small" and not (isinstance(vocabulary, int) and vocabulary >= PHI3_SMALL_VOCABULARY):
+            return f"its vocab_size is {vocabulary}, and mlx-lm writes to the logits of {PHI3_SMALL_VOCABULARY} tokens"
         return packing_refusal(checkpoint, name)
 
     def build(self, config: dict[str, Any], tensors: Mapping[str, TensorInfo] | None = None) -> nn.Module:

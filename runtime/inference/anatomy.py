@@ -107,7 +107,12 @@ def dissect(model: nn.Module, total: int, calls: LayerCalls) -> Anatomy:
             part.holder[part.key] = _Witness(part.module, used, phase)
         for index, slot in enumerate(slots):
             slot.holder[slot.key] = _LayerWitness(slot.module, index, _Phased(calls, phase), order)
-        model(mx.zeros((1, 1), dtype=mx.int32), cache=cache)
+        try:
+            model(mx.zeros((1, 1), dtype=mx.int32), cache=cache)
+        except Exception as error:
+            # What a model's own code does with a layer that is none can be anything.
+            if order:
+                raise ModelUnsupported(f"{name} cannot be followed from layer to layer: {error!r}") from error
     called = [index for index, _ in order]
     if called != list(range(total)):
         how = (

@@ -27,6 +27,7 @@ from mlx import nn
 from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
 
+from runtime.errors import ModelUnsupported
 from runtime.inference.anatomy import Anatomy, dissect
 from runtime.inference.caches import advance, arrays, batched, kind, unique
 from runtime.inference.ghosts import (
@@ -62,10 +63,18 @@ class Shard:
         self._calls = calls or LayerCalls()
         self._passage = Passage()
         anatomy = dissect(model, span.total, self._calls)
-        self._live = _live_entries(anatomy, span)
-        self._kept = self._calls.keeps_cache(span.start)
-        self._read_later = self._calls.reads_keys(span.stop) if not span.is_last else frozenset()
         self._entries = anatomy.entries
+        """For each cache entry, the layers that take it."""
+        self._live = _live_entries(anatomy, span)
+        """Cache entries that layers of the slice take."""
+        self._own = self._live | self._taken_by(self._calls.keeps_cache(span.start))
+        """Those, and the copies of earlier layers' entries that the slice keeps."""
+        self._idle = (
+            frozenset(range(len(self._entries))) - self._live - self._taken_by(self._calls.reads_keys(span.start))
+        )
+        """Cache entries that nothing is put into; they are only moved on."""
+        self._read_later = self._calls.reads_keys(span.stop) if not span.is_last else frozenset()
+        """Layers whose keys a later stage reads."""
         self._hide_ends(anatomy)
         self._hide_layers(anatomy)
 
@@ -89,7 +98,7 @@ class Shard:
             entries = [batched(entry, left_padding) for entry in entries]
         shared: dict[Any, Any] = {}
         return [
-            entry if self._is_own(index) else shared.setdefault(kind(entry), entry)
+            entry if index in self._own else shared.setdefault(kind(entry), entry)
             for index, entry in enumerate(entries)
         ]
 
@@ -103,6 +112,9 @@ class Shard:
         Returns:
             On the last stage logits (batch, length, vocabulary), else what the next stage needs: arrays by name,
             of which ``hidden`` is (batch, length, ...).
+
+        Raises:
+            ModelUnsupported: the family's calls never say what must travel.
         """
         passage = self._passage
         if isinstance(inputs, dict):
@@ -116,11 +128,15 @@ class Shard:
         try:
             with self._keys_noted(cache):
                 output = self.model(tokens, cache=cache)
+            if not self.span.is_last:
+                raise ModelUnsupported(
+                    f"layers {self.span} ran on to the end: {type(self._calls).__name__} never says what must travel"
+                )
         except Boundary:
             output = passage.leaving
         finally:
             passage.arrived, passage.leaving = {}, {}
-        for entry in self._ghost_entries(cache):
+        for entry in unique(cache[index] for index in self._idle):
             if not self._calls.advance(entry, batch, length):
                 advance(entry, batch, length)
         return output
@@ -133,18 +149,9 @@ class Shard:
         """Return the arrays that no layer here reads; nothing else evaluates them, so their graph would grow."""
         return arrays(entry for index, entry in enumerate(cache) if index not in self._live)
 
-    def _is_own(self, index: int) -> bool:
-        """Whether a cache entry holds what this slice computes or was sent."""
-        return index in self._live or not self._kept.isdisjoint(self._entries[index])
-
-    def _ghost_entries(self, cache: list[Any]) -> list[Any]:
-        """Return the entries that this slice only moves on."""
-        kept = {index for index in range(len(cache)) if self._fills(index)}
-        return unique(entry for index, entry in enumerate(cache) if index not in self._live and index not in kept)
-
-    def _fills(self, index: int) -> bool:
-        """Whether a ghost's cache entry is filled with keys that arrive, and so moves on by itself."""
-        return not self._calls.reads_keys(self.span.start).isdisjoint(self._entries[index])
+    def _taken_by(self, layers: frozenset[int]) -> frozenset[int]:
+        """Return the cache entries that any of some layers take."""
+        return frozenset(index for index, takers in enumerate(self._entries) if not takers.isdisjoint(layers))
 
     @contextmanager
     def _keys_noted(self, cache: list[Any]) -> Iterator[None]:

@@ -6,7 +6,8 @@ import re
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|blocks|h)\.(\d+)\.")
 _EXPERT = re.compile(r"\.(?:experts|moe\.mlp)\.(\d+)\.")
-_TOWER = re.compile(r"(?:^|\.)(?:visual|vision_\w+|audio_\w+)\.")
+_MARK = "@"
+_TOWER = re.compile(r"(?:^|\.)(?:visual|vision(?:_\w+)?|audio(?:_\w+)?)\.")
 _SPECULATIVE = re.compile(r"(?:^|\.)mtp(?:_\w+)?\.")
 
 
@@ -42,6 +43,16 @@ def renumbered(name: str, *, layer: int | None = None, expert: int | None = None
     if expert is not None:
         name = _replaced(_EXPERT, name, expert)
     return name
+
+
+def set_apart(name: str) -> str:
+    """Return the name of an expert's tensor in a form in which no architecture takes it for an expert's."""
+    return _EXPERT.sub(lambda match: match[0].replace(f".{match[1]}.", f"{_MARK}{match[1]}."), name)
+
+
+def put_back(name: str) -> str | None:
+    """Undo :func:`set_apart`; None for other names."""
+    return name.replace(_MARK, ".") if _MARK in name else None
 
 
 def _replaced(pattern: re.Pattern[str], name: str, number: int) -> str:

@@ -12,10 +12,10 @@ from runtime.errors import CheckpointCorrupt
 from runtime.spi import Checkpoint, LayerSpan, LoadOptions
 from runtime.weights.architecture import sanitized
 from runtime.weights.expanding import expanded, expanded_bytes, is_packed
-from runtime.weights.layers import expert_of, layer_of
+from runtime.weights.layers import expert_of, layer_of, put_back, set_apart
 from runtime.weights.packing import in_mlx_form, make_quantized_layers
 from runtime.weights.reading import absent_outside_layers, lazy_arrays, own, stand_ins
-from runtime.weights.stacking import filled, find_stacks
+from runtime.weights.stacking import are_plain, filled, find_stacks
 
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 """The types to compute in, by the names that :class:`~runtime.spi.LoadOptions` has for them."""
@@ -45,7 +45,7 @@ def load(
     """
     stored = lazy_arrays(own(checkpoint, span))
     elsewhere = absent_outside_layers(checkpoint)
-    experts = {name: array for name, array in stored.items() if expert_of(name) is not None}
+    experts = _single_experts(stored, checkpoint)
     weights = _owned(
         model,
         sanitized(checkpoint.config, {**stand_ins(checkpoint.tensors, span), **elsewhere, **stored}),
@@ -74,6 +74,19 @@ def load(
         raise CheckpointCorrupt(f"reading the weights in {checkpoint.path} failed: {error}") from error
     if elsewhere:
         _refuse_absent(_with_nan(model), checkpoint)
+
+
+def _single_experts(stored: dict[str, mx.array], checkpoint: Checkpoint) -> dict[str, mx.array]:
+    """Return the tensors of experts that are stored one by one, unpacked if ``sanitize()`` unpacks them.
+
+    It unpacks tensors of any name, and stacks those that are called experts. Under other names it does the first alone.
+    """
+    experts = {name: array for name, array in stored.items() if expert_of(name) is not None}
+    if are_plain(experts):
+        return experts
+    others = {set_apart(name): array for name, array in experts.items()}
+    unpacked = sanitized(checkpoint.config, {**stand_ins(checkpoint.tensors, None), **others})
+    return {name: array for apart, array in unpacked.items() if (name := put_back(apart)) is not None}
 
 
 def _owned(

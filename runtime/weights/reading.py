@@ -75,7 +75,7 @@ def stand_ins(tensors: Mapping[str, TensorInfo], span: LayerSpan | None) -> dict
 
     There can be tens of thousands of experts, which are stacked one by one. The experts of one layer are enough to tell
     how all are stored. Where the slice lacks layer 0 they are given as that layer's, as this is where architectures
-    look; and every expert is there, even if the files at hand have only some of that layer.
+    look; and every expert has all its tensors, even if the files at hand have only some of that layer.
     """
     total = MAX_LAYERS if span is None else span.total
     known = [tensor for tensor in tensors.values() if not is_speculative(tensor.name, total)]
@@ -88,13 +88,12 @@ def stand_ins(tensors: Mapping[str, TensorInfo], span: LayerSpan | None) -> dict
     has_layer_0 = span is not None and span.is_first
     experts = [tensor for tensor in (absent if has_layer_0 else known) if expert_of(tensor.name) is not None]
     if experts:
-        example = min(layer_of(tensor.name) or 0 for tensor in experts)
+        example = min(layer_of(tensor.name) or 0 for tensor in experts) if has_layer_0 else 0
+        kinds = {renumbered(tensor.name, layer=example, expert=0): tensor for tensor in experts}
         count = 1 + max(expert_of(name) or 0 for name in tensors)
-        for tensor in experts:
-            if layer_of(tensor.name) == example:
-                for expert in range(count):
-                    name = renumbered(tensor.name, layer=example if has_layer_0 else 0, expert=expert)
-                    found[name] = _constant(tensor)
+        for name, tensor in kinds.items():
+            for expert in range(count):
+                found[renumbered(name, expert=expert)] = _constant(tensor)
     return found
 
 

@@ -25,6 +25,11 @@ _PROJECTIONS = {
 """What a projection is called in models, where it has other names in checkpoints."""
 
 
+def are_plain(names: Iterable[str]) -> bool:
+    """Whether tensors of single experts are such as MLX's layers have, with no parts of a foreign packing."""
+    return all(_EXPERT.fullmatch(name) for name in names)
+
+
 def find_stacks(experts: Mapping[str, mx.array], parameters: Mapping[str, mx.array]) -> dict[str, list[mx.array]]:
     """Return for each parameter that is a plain stack of experts the arrays in it, by number.
 
@@ -57,7 +62,7 @@ def find_stacks(experts: Mapping[str, mx.array], parameters: Mapping[str, mx.arr
 
 def _candidates(block: str, projection: str, part: str) -> Iterable[str]:
     for owner in (block, re.sub(r"\bblock_sparse_moe$", "mlp", block)):  # Kimi's block has another name in the model
-        for container in ("switch_mlp", "experts"):
+        for container in ("switch_mlp", "experts", "experts.switch_mlp"):
             for called in _PROJECTIONS.get(projection, (projection,)):
                 yield f"{owner}.{container}.{called}.{part}"
 

@@ -159,6 +159,7 @@ def test_a_configuration_without_sense_is_a_fault_and_no_traceback(tmp_path: Pat
         ({"quantization_config": {"quant_method": "fp8"}}, "fp8"),
         ({"quantization_config": {"quant_method": "gptq", "bits": 8}}, "8 bits"),
         ({"model_file": "code.py"}, "code of its own"),
+        ({"model_type": "phi3small", "vocab_size": 320}, "writes to the logits of 100352 tokens"),
         ({"model_type": "../llama"}, "dense family"),
         ({"model_type": "os"}, "dense family"),
     ],

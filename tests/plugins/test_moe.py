@@ -76,6 +76,14 @@ def test_progress_grows_to_the_bytes_in_memory(tmp_path: Path, packed: bool, deq
     assert {total for _, total in heard} == {done[-1]} == {shard.nbytes}
 
 
+def test_a_routers_bias_is_not_narrowed(tmp_path: Path) -> None:
+    folder, layers = write_raw(tmp_path / "model", "deepseek_v3")
+    loaded = parameters(stage(folder, 1, layers, LoadOptions("bfloat16", dequantize=False)).model)
+    precise = {name for name, array in loaded.items() if array.dtype == mx.float32}
+    assert precise == {name for name in loaded if name.endswith("e_score_correction_bias")}
+    assert precise
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [

@@ -19,9 +19,9 @@ MATRICES = {"gate_proj": "gate_proj", "up_proj": "up_proj", "down_proj": "down_p
 NUMBERED = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
 
 
-def raw(module: str, weights: Weights, config: dict[str, Any]) -> Weights:
-    """Return the weights of an mlx-lm model as a raw checkpoint holds them."""
-    for step in STEPS.get(module, ()):
+def raw(layout: str, weights: Weights, config: dict[str, Any]) -> Weights:
+    """Return the weights of an mlx-lm model as a raw checkpoint holds them; layouts are named after modules."""
+    for step in STEPS.get(layout, ()):
         weights = step(weights, config)
     return weights
 
@@ -277,6 +277,8 @@ STEPS: dict[str, tuple[Step, ...]] = {
     "gear": (changed(r"(key|value)_conv\.weight$", _last_axis_second),),
     "gemma3": (added(vision_tower__encoder__layers__0__fc__weight=(4, 4)), dropped("language_model.lm_head.weight")),
     "gemma3_text": (dropped("lm_head.weight"),),
+    "gemma4": (renamed((r"^language_model\.model\.", "model.language_model.")), added(model__vision_tower__x=(4,))),
+    "gemma4_text with experts": (fused("experts.switch_glu.gate_proj.weight", "experts.gate_up_proj", -2),),
     "glm4_moe": (MLP_EXPERTS, next_layer),
     "glm4_moe_lite": (MLP_EXPERTS, latent, next_layer),
     "glm_moe_dsa": (MLP_EXPERTS, latent, next_layer),

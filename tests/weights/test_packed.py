@@ -108,10 +108,13 @@ def test_gpt_oss_in_mxfp4(tmp_path: Path) -> None:
     assert_equal_parts(loaded_by_mlx_lm(folder), slices(folder, config["num_hidden_layers"]))
 
 
-@pytest.mark.parametrize("module", ["deepseek_v3", "deepseek_v32", "minimax", "mimo_v2_flash", "mistral4"])
+@pytest.mark.parametrize(
+    "module", ["deepseek_v3", "deepseek_v32", "glm_moe_dsa", "kimi_k25", "minimax", "mimo_v2_flash", "mistral4"]
+)
 def test_eight_bit_floats_with_block_scales(tmp_path: Path, module: str) -> None:
     config = {**tiny_config(module), "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
-    stored = raw(module, parameters(random_model(config)), config)
+    model = random_model(config)
+    stored = raw(module, parameters(model), config)
     dtypes = {}
     for name in list(stored):
         if re.search(r"(experts\.\d+\.\w+|[qkvo]_(?:a_|b_)?proj)\.weight$", name):
@@ -121,21 +124,36 @@ def test_eight_bit_floats_with_block_scales(tmp_path: Path, module: str) -> None
     assert dtypes
     folder = write(tmp_path / "model", config, stored, dtypes=dtypes)
     assert packing_refusal(read_checkpoint(folder), module) is None
-    assert_equal_parts(loaded_by_mlx_lm(folder), slices(folder, config["num_hidden_layers"]))
+    assert_equal_parts(loaded_by_mlx_lm(folder), slices(folder, len(model.layers)))
 
 
-def test_experts_in_four_bit_integers_with_shapes_beside_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize("module", ["deepseek_v3", "kimi_k25", "mistral4"])
+def test_matrices_in_four_bit_integers_with_shapes_beside_them(tmp_path: Path, module: str) -> None:
     settings = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
-    config = {**tiny_config("deepseek_v3"), "quantization_config": settings}
-    stored = raw("deepseek_v3", parameters(random_model(config)), config)
-    for name in [name for name in stored if re.search(r"experts\.\d+\.\w+\.weight$", name)]:
+    config = {**tiny_config(module), "quantization_config": settings}
+    model = random_model(config)
+    stored = raw(module, parameters(model), config)
+    for name in [name for name in stored if re.search(r"(experts\.\d+|shared_experts)\.\w+\.weight$", name)]:
         matrix = stored.pop(name)
         words, scales, _ = mx.quantize(matrix, **MODES["4 bits"])
         stored[f"{name}_packed"], stored[f"{name}_scale"] = words.view(mx.int32), scales
         stored[f"{name}_shape"] = mx.array(matrix.shape)
     folder = write(tmp_path / "model", config, stored)
-    assert packing_refusal(read_checkpoint(folder), "deepseek_v3") is None
-    assert_equal_parts(loaded_by_mlx_lm(folder), slices(folder, config["num_hidden_layers"]))
+    assert packing_refusal(read_checkpoint(folder), module) is None
+    assert_equal_parts(loaded_by_mlx_lm(folder), slices(folder, len(model.layers)))
+
+
+def test_experts_in_four_bit_floats_that_are_stored_one_by_one(tmp_path: Path) -> None:
+    settings = {"quant_method": "compressed-tensors", "format": "mxfp4-pack-quantized"}
+    config = {**tiny_config("kimi_k3"), "quantization_config": settings}
+    model = random_model(config)
+    stored = raw("kimi_k3", parameters(model), config)
+    for name in [name for name in stored if re.search(r"experts\.\d+\.\w+\.weight$", name)]:
+        words, scales = mx.quantize(stored.pop(name), **MODES["mxfp4"])
+        stored[f"{name}_packed"], stored[f"{name}_scale"] = words.view(mx.uint8), scales
+    folder = write(tmp_path / "model", config, stored)
+    assert packing_refusal(read_checkpoint(folder), "kimi_k3") is None
+    assert_equal_parts(loaded_by_mlx_lm(folder), slices(folder, len(model.layers)))
 
 
 def test_experts_in_nvfp4_with_a_scale_for_each(tmp_path: Path) -> None:
@@ -217,6 +235,7 @@ def test_what_autoawq_packs(tmp_path: Path, method: str, zeros: bool) -> None:
         ("llama", {"quantization_config": {"quant_method": "hqq"}}, "hqq"),
         ("llama", {"text_config": {"quantization_config": {"quant_method": "bitsandbytes"}}}, "bitsandbytes"),
         ("mixtral", {"quantization_config": {"quant_method": "fp8"}}, "fp8, which is not read for mixtral"),
+        ("ministral3", {"quantization_config": {"quant_method": "fp8"}}, "fp8, which is not read for ministral3"),
         ("llama", {"quantize_activations": True}, "activations"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,16 @@ def test_a_slice_of_such_files_loads(
     files = {name: array for name, array in stored.items() if is_stored(name, first, last, 5)}
     part = loaded_slice(write(tmp_path / "model", CONFIG, files), start, stop, LAYERS)
     assert {layer_of(name) for name in part} == {None, *range(start, stop)}
+    assert_equal_parts({name: array for name, array in whole.items() if name in part}, [part])
+
+
+@pytest.mark.parametrize("kept", [r"experts\.7\.w3", r"experts\.[67]\.", r"experts\.\d\.w2", r"gate"])
+def test_a_slice_of_files_with_a_remainder_of_layer_0_loads(
+    tmp_path: Path, whole: dict[str, mx.array], kept: str
+) -> None:
+    stored = raw("mixtral", whole, CONFIG)
+    files = {name: array for name, array in stored.items() if layer_of(name) != 0 or re.search(kept, name)}
+    part = loaded_slice(write(tmp_path / "model", CONFIG, files), 1, 3, LAYERS)
     assert_equal_parts({name: array for name, array in whole.items() if name in part}, [part])
 
 
