@@ -132,6 +132,8 @@ class Node:
 
     async def start(self) -> None:
         """Start the actors, and join the cluster if one is configured."""
+        if self.config.memory.policy == "off":
+            logger.warning("memory.policy is off: models are placed here whether or not there is memory for them")
         self.ledger.start()
         self.membership.start()
         self.registry.start()
