@@ -32,6 +32,7 @@ ARCHITECTURES: Mapping[str, MODEL_ARCH] = {
     "glm4_moe": MODEL_ARCH.GLM4_MOE,
     "gpt_oss": MODEL_ARCH.GPT_OSS,
     "granite": MODEL_ARCH.GRANITE,
+    "lfm2": MODEL_ARCH.LFM2,
     "llama": MODEL_ARCH.LLAMA,
     "minimax": MODEL_ARCH.MINIMAXM2,
     "mixtral": MODEL_ARCH.LLAMA,
@@ -150,7 +151,7 @@ def _as_converted(config: Mapping[str, Any], name: str, tensor: NDArray[np.float
         tensor = llama_cpp_order(tensor, heads)
     if model_type in _ONE_PLUS and name.endswith("norm.weight"):
         tensor = tensor + np.float32(1)
-    if name.endswith("shared_expert_gate.weight"):
+    if name.endswith(("shared_expert_gate.weight", "conv.conv.weight")):
         tensor = tensor.squeeze()
     return np.ascontiguousarray(tensor)
 
@@ -177,6 +178,10 @@ def _add_settings(writer: gguf.GGUFWriter, config: Mapping[str, Any]) -> None:
     if config["model_type"] == "deepseek_v3":
         _add_latent_attention(writer, config)
         head_dim = config["qk_rope_head_dim"]
+    elif config["model_type"] == "lfm2":
+        counts = {"conv": 0, "full_attention": config["num_key_value_heads"]}
+        writer.add_head_count_kv([counts[kind] for kind in config["layer_types"]])
+        writer.add_shortconv_l_cache(config["conv_L_cache"])
     else:
         writer.add_head_count_kv(config["num_key_value_heads"])
     if "head_dim" in config:
@@ -189,6 +194,7 @@ def _add_settings(writer: gguf.GGUFWriter, config: Mapping[str, Any]) -> None:
         writer.add_rope_freq_base(config["rope_theta"])
     for key, add in {
         "rms_norm_eps": writer.add_layer_norm_rms_eps,
+        "norm_eps": writer.add_layer_norm_rms_eps,
         "layer_norm_eps": writer.add_layer_norm_eps,
         "norm_epsilon": writer.add_layer_norm_eps,
         "sliding_window": writer.add_sliding_window,
