@@ -35,6 +35,7 @@ ARCHITECTURES: Mapping[str, MODEL_ARCH] = {
     "lfm2": MODEL_ARCH.LFM2,
     "llama": MODEL_ARCH.LLAMA,
     "minimax": MODEL_ARCH.MINIMAXM2,
+    "ministral3": MODEL_ARCH.MISTRAL3,
     "mixtral": MODEL_ARCH.LLAMA,
     "olmo2": MODEL_ARCH.OLMO2,
     "olmo3": MODEL_ARCH.OLMO2,
@@ -52,7 +53,7 @@ ARCHITECTURES: Mapping[str, MODEL_ARCH] = {
 }
 """mlx-lm's modules, and GGUF's architectures for them."""
 
-_INTERLEAVED = {"granite", "llama", "mixtral", "smollm3"}
+_INTERLEAVED = {"granite", "llama", "ministral3", "mixtral", "smollm3"}
 _ONE_PLUS = {"gemma", "gemma2", "gemma3_text"}
 _RENAMED = {
     "e_score_correction_bias": "e_score_correction.bias",
@@ -245,7 +246,7 @@ def _add_latent_attention(writer: gguf.GGUFWriter, config: Mapping[str, Any]) ->
 
 
 def _add_rope_scaling(writer: gguf.GGUFWriter, config: Mapping[str, Any]) -> None:
-    scaling = config.get("rope_scaling") or {}
+    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
     match scaling.get("type"):
         case "linear":
             writer.add_rope_scaling_type(RopeScalingType.LINEAR)
@@ -258,7 +259,10 @@ def _add_rope_scaling(writer: gguf.GGUFWriter, config: Mapping[str, Any]) -> Non
                 writer.add_rope_scaling_yarn_beta_fast(scaling["beta_fast"])
                 writer.add_rope_scaling_yarn_beta_slow(scaling["beta_slow"])
             if "mscale_all_dim" in scaling:
-                writer.add_rope_scaling_yarn_log_mul(0.1 * scaling["mscale_all_dim"])
+                share = 0.1 if config["model_type"] == "deepseek_v3" else 1.0
+                writer.add_rope_scaling_yarn_log_mul(share * scaling["mscale_all_dim"])
+            if "llama_4_scaling_beta" in scaling:
+                writer.add_attn_temperature_scale(scaling["llama_4_scaling_beta"])
         case "longrope":
             original = config["original_max_position_embeddings"]
             growth = config["max_position_embeddings"] / original

@@ -56,6 +56,19 @@ MODELS: dict[str, dict[str, Any]] = {
     "llama": {**_RMS, "model_type": "llama", "head_dim": 24, "rope_scaling": _LINEAR},
     "llama with biases": {**_RMS, "model_type": "llama", "attention_bias": True, "mlp_bias": True},
     "llama, yarn, tied": {**_RMS, "model_type": "llama", "rope_scaling": _YARN, "tie_word_embeddings": True},
+    "ministral3": {
+        **_RMS,
+        "model_type": "ministral3",
+        "head_dim": 24,
+        "rope_parameters": {
+            **_YARN,
+            "original_max_position_embeddings": 8,
+            "rope_theta": 5000.0,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+            "llama_4_scaling_beta": 0.3,
+        },
+    },
     "mixtral": {**_RMS, "model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 3},
     "qwen2": {**_RMS, "model_type": "qwen2", "rope_scaling": _YARN},
     "qwen2_moe": {

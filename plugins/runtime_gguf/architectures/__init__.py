@@ -11,7 +11,7 @@ from runtime_gguf.architectures.gemma import gemma, gemma2, gemma3
 from runtime_gguf.architectures.glm import glm4, glm4moe
 from runtime_gguf.architectures.gpt_oss import gpt_oss
 from runtime_gguf.architectures.lfm2 import lfm2
-from runtime_gguf.architectures.llama import granite, llama, smollm3
+from runtime_gguf.architectures.llama import granite, llama, mistral3, smollm3
 from runtime_gguf.architectures.minimax import minimax_m2
 from runtime_gguf.architectures.olmo import olmo2, olmoe
 from runtime_gguf.architectures.phi import phi2, phi3
@@ -39,6 +39,7 @@ ARCHITECTURES: Mapping[str, Callable[[Metadata, Factors], Blueprint]] = {
     "lfm2": lfm2,
     "llama": llama,
     "minimax-m2": minimax_m2,
+    "mistral3": mistral3,
     "olmo2": olmo2,
     "olmoe": olmoe,
     "phi2": phi2,
