@@ -7,7 +7,6 @@ model that runs and is wrong.
 from __future__ import annotations
 
 import difflib
-import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -108,7 +107,7 @@ def _check_tensors(header: GgufHeader, blueprint: Blueprint) -> dict[str, Part]:
         found = header.tensors.get(name)
         if found is None:
             raise CheckpointCorrupt(f"{header.path} lacks the tensor {name}; it may be cut short")
-        if _without_leading_ones(found.shape) != _without_leading_ones(part.shape):
+        if _without_ones(found.shape) != _without_ones(part.shape):
             raise CheckpointCorrupt(
                 f"tensor {name} of {header.path} has shape {found.shape}, and should have {part.shape}"
             )
@@ -124,5 +123,5 @@ def _check_tensors(header: GgufHeader, blueprint: Blueprint) -> dict[str, Part]:
     return parts
 
 
-def _without_leading_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(itertools.dropwhile(lambda side: side == 1, shape))
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(side for side in shape if side != 1)

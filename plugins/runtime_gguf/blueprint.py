@@ -23,7 +23,7 @@ class Part(NamedTuple):
     name: str
     """The parameter's name; inside a layer without ``model.layers.<i>.``."""
     shape: tuple[int, ...]
-    """Rows first. Sides of 1 at the front may be missing in the file."""
+    """Rows first. Sides of 1 may be missing in the file."""
     heads: int | None = None
     """Number of heads whose rows llama.cpp's converter interleaved."""
     shift: float = 0.0

@@ -69,6 +69,15 @@ class Metadata:
             raise self._wrong(key, value, "a whole number")
         return value
 
+    def numbers(self, key: str, layers: int) -> tuple[int, ...]:
+        """Return a whole number for each of so many layers, from zero on, given as a list or once for all."""
+        value = self._get(key, None)
+        # A claim of a billion layers must not be spelt out.
+        numbers = value if isinstance(value, list) else [value] * min(layers, len(self.header.tensors))
+        if len(numbers) < layers or not all(type(number) is int and number >= 0 for number in numbers):
+            raise self._wrong(key, value, "a whole number for each layer")
+        return tuple(numbers[:layers])
+
     def positive(self, key: str, default: int | None = None) -> int:
         """Return a whole number above zero."""
         value = self.number(key, default)

@@ -75,11 +75,6 @@ def _yarn(file: Metadata, factor: float) -> dict[str, Any]:
     file.require("rope.scaling.attn_factor", 1.0, 1.0)
     for key in ("rope.scaling.yarn_attn_factor", "rope.scaling.yarn_ext_factor"):
         file.require(key, 1.0, 1.0)
-    multiplier = file.real("rope.scaling.yarn_log_multiplier", 0.0)
-    if multiplier and file.architecture != "deepseek2":
-        raise ModelUnsupported(f"{file.path} scales attention by the logarithm of the context, which is not converted")
-    # llama.cpp's converter writes a tenth of it, and holds the two of Hugging Face for equal.
-    scales = {"mscale": round(multiplier * 10, 6), "mscale_all_dim": round(multiplier * 10, 6)} if multiplier else {}
     if factor <= 0:
         raise CheckpointCorrupt(f"{file.path} scales its rotary embedding by yarn and a factor of {factor:g}")
     return _named(
@@ -88,8 +83,21 @@ def _yarn(file: Metadata, factor: float) -> dict[str, Any]:
         original_max_position_embeddings=file.positive("rope.scaling.original_context_length"),
         beta_fast=file.real("rope.scaling.yarn_beta_fast", 32.0),
         beta_slow=file.real("rope.scaling.yarn_beta_slow", 1.0),
-        **scales,
+        **_yarn_scales(file),
     )
+
+
+def _yarn_scales(file: Metadata) -> dict[str, float]:
+    """Read by what attention is scaled; GGUF has one number for Hugging Face's two."""
+    multiplier = file.real("rope.scaling.yarn_log_multiplier", 0.0)
+    if not multiplier:
+        return {}
+    if file.architecture == "deepseek2":
+        # Its converter writes a tenth; llama.cpp holds the two for equal.
+        return {"mscale": round(multiplier * 10, 6), "mscale_all_dim": round(multiplier * 10, 6)}
+    if file.architecture == "mistral3":
+        return {"mscale": 1.0, "mscale_all_dim": multiplier}
+    raise ModelUnsupported(f"{file.path} scales attention by the logarithm of the context, which is not converted")
 
 
 def _longrope(file: Metadata, factors: Factors, dimensions: int) -> dict[str, Any]:

@@ -32,8 +32,10 @@ ARCHITECTURES: Mapping[str, MODEL_ARCH] = {
     "glm4_moe": MODEL_ARCH.GLM4_MOE,
     "gpt_oss": MODEL_ARCH.GPT_OSS,
     "granite": MODEL_ARCH.GRANITE,
+    "lfm2": MODEL_ARCH.LFM2,
     "llama": MODEL_ARCH.LLAMA,
     "minimax": MODEL_ARCH.MINIMAXM2,
+    "ministral3": MODEL_ARCH.MISTRAL3,
     "mixtral": MODEL_ARCH.LLAMA,
     "olmo2": MODEL_ARCH.OLMO2,
     "olmo3": MODEL_ARCH.OLMO2,
@@ -51,7 +53,7 @@ ARCHITECTURES: Mapping[str, MODEL_ARCH] = {
 }
 """mlx-lm's modules, and GGUF's architectures for them."""
 
-_INTERLEAVED = {"granite", "llama", "mixtral", "smollm3"}
+_INTERLEAVED = {"granite", "llama", "ministral3", "mixtral", "smollm3"}
 _ONE_PLUS = {"gemma", "gemma2", "gemma3_text"}
 _RENAMED = {
     "e_score_correction_bias": "e_score_correction.bias",
@@ -150,7 +152,7 @@ def _as_converted(config: Mapping[str, Any], name: str, tensor: NDArray[np.float
         tensor = llama_cpp_order(tensor, heads)
     if model_type in _ONE_PLUS and name.endswith("norm.weight"):
         tensor = tensor + np.float32(1)
-    if name.endswith("shared_expert_gate.weight"):
+    if name.endswith(("shared_expert_gate.weight", "conv.conv.weight")):
         tensor = tensor.squeeze()
     return np.ascontiguousarray(tensor)
 
@@ -177,6 +179,10 @@ def _add_settings(writer: gguf.GGUFWriter, config: Mapping[str, Any]) -> None:
     if config["model_type"] == "deepseek_v3":
         _add_latent_attention(writer, config)
         head_dim = config["qk_rope_head_dim"]
+    elif config["model_type"] == "lfm2":
+        counts = {"conv": 0, "full_attention": config["num_key_value_heads"]}
+        writer.add_head_count_kv([counts[kind] for kind in config["layer_types"]])
+        writer.add_shortconv_l_cache(config["conv_L_cache"])
     else:
         writer.add_head_count_kv(config["num_key_value_heads"])
     if "head_dim" in config:
@@ -189,6 +195,7 @@ def _add_settings(writer: gguf.GGUFWriter, config: Mapping[str, Any]) -> None:
         writer.add_rope_freq_base(config["rope_theta"])
     for key, add in {
         "rms_norm_eps": writer.add_layer_norm_rms_eps,
+        "norm_eps": writer.add_layer_norm_rms_eps,
         "layer_norm_eps": writer.add_layer_norm_eps,
         "norm_epsilon": writer.add_layer_norm_eps,
         "sliding_window": writer.add_sliding_window,
@@ -239,7 +246,7 @@ def _add_latent_attention(writer: gguf.GGUFWriter, config: Mapping[str, Any]) ->
 
 
 def _add_rope_scaling(writer: gguf.GGUFWriter, config: Mapping[str, Any]) -> None:
-    scaling = config.get("rope_scaling") or {}
+    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
     match scaling.get("type"):
         case "linear":
             writer.add_rope_scaling_type(RopeScalingType.LINEAR)
@@ -252,7 +259,10 @@ def _add_rope_scaling(writer: gguf.GGUFWriter, config: Mapping[str, Any]) -> Non
                 writer.add_rope_scaling_yarn_beta_fast(scaling["beta_fast"])
                 writer.add_rope_scaling_yarn_beta_slow(scaling["beta_slow"])
             if "mscale_all_dim" in scaling:
-                writer.add_rope_scaling_yarn_log_mul(0.1 * scaling["mscale_all_dim"])
+                share = 0.1 if config["model_type"] == "deepseek_v3" else 1.0
+                writer.add_rope_scaling_yarn_log_mul(share * scaling["mscale_all_dim"])
+            if "llama_4_scaling_beta" in scaling:
+                writer.add_attn_temperature_scale(scaling["llama_4_scaling_beta"])
         case "longrope":
             original = config["original_max_position_embeddings"]
             growth = config["max_position_embeddings"] / original

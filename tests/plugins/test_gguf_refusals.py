@@ -106,6 +106,15 @@ def test_files_that_are_not_of_one_model_are_refused(tmp_path: Path) -> None:
         ("qwen3_moe", {"{arch}.expert_group_count": 2}, ModelUnsupported, "expert_group_count = 2"),
         ("dots1", {"{arch}.expert_group_count": 3}, CheckpointCorrupt, "3 groups"),
         ("glm4_moe", {"{arch}.nextn_predict_layers": 3}, CheckpointCorrupt, "3 layers, 3 of them"),
+        ("lfm2", {"{arch}.attention.head_count_kv": [0, 2, 0, 1]}, CheckpointCorrupt, "different numbers"),
+        ("lfm2", {"{arch}.attention.head_count_kv": [0, 2, 0]}, CheckpointCorrupt, "for each layer"),
+        ("lfm2", {"{arch}.attention.head_count_kv": 2}, CheckpointCorrupt, "lacks the tensor blk.0.attn_q.weight"),
+        (
+            "lfm2",
+            {"{arch}.block_count": 2**32 - 1, "{arch}.attention.head_count_kv": 2},
+            CheckpointCorrupt,
+            "each layer",
+        ),
         ("gpt_oss", {"{arch}.expert_used_count": 5}, CheckpointCorrupt, "uses 5 experts of 4"),
     ],
 )

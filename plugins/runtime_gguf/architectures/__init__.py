@@ -10,7 +10,8 @@ from runtime_gguf.architectures.ernie import ernie4_5
 from runtime_gguf.architectures.gemma import gemma, gemma2, gemma3
 from runtime_gguf.architectures.glm import glm4, glm4moe
 from runtime_gguf.architectures.gpt_oss import gpt_oss
-from runtime_gguf.architectures.llama import granite, llama, smollm3
+from runtime_gguf.architectures.lfm2 import lfm2
+from runtime_gguf.architectures.llama import granite, llama, mistral3, smollm3
 from runtime_gguf.architectures.minimax import minimax_m2
 from runtime_gguf.architectures.olmo import olmo2, olmoe
 from runtime_gguf.architectures.phi import phi2, phi3
@@ -35,8 +36,10 @@ ARCHITECTURES: Mapping[str, Callable[[Metadata, Factors], Blueprint]] = {
     "glm4moe": glm4moe,
     "gpt-oss": gpt_oss,
     "granite": granite,
+    "lfm2": lfm2,
     "llama": llama,
     "minimax-m2": minimax_m2,
+    "mistral3": mistral3,
     "olmo2": olmo2,
     "olmoe": olmoe,
     "phi2": phi2,

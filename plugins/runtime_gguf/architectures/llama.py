@@ -1,4 +1,4 @@
-"""Llama and what is built like it: Mistral, Mixtral, SmolLM, SmolLM3, Granite.
+"""Llama and what is built like it: Mistral, Mixtral, Ministral, SmolLM, SmolLM3, Granite.
 
 llama.cpp rotates neighbouring pairs of these models' heads, so its converter interleaves the rows of q and k.
 """
@@ -68,6 +68,25 @@ def _mixtral(file: Metadata, factors: Factors) -> Blueprint:
             *attention(sizes, interleaved=True),
             *experts(sizes, "block_sparse_moe", count, sizes.inner),
         ),
+    )
+
+
+def mistral3(file: Metadata, factors: Factors) -> Blueprint:
+    """Describe a Mistral Small 3.1, which is a Llama; or a Ministral 3, which attends harder the further it reads."""
+    hardening = file.real("attention.temperature_scale", 0.0)
+    if not hardening:
+        return llama(file, factors)
+    sizes = read_sizes(file)
+    scaling = _scaling(file, factors, sizes)
+    if scaling is None or scaling["rope_type"] != "yarn":
+        raise ModelUnsupported(f"{file.path} is a Ministral 3 without YaRN, which mlx-lm's cannot be")
+    config = base_config(file, sizes, "ministral3", "Ministral3ForCausalLM")
+    config |= {
+        "rms_norm_eps": rms_eps(file),
+        "rope_parameters": {**scaling, "rope_theta": config["rope_theta"], "llama_4_scaling_beta": hardening},
+    }
+    return Blueprint(
+        config, endpoints(file, sizes), (*pre_norms(sizes), *attention(sizes, interleaved=True), *swiglu(sizes))
     )
 
 
