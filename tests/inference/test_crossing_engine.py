@@ -26,4 +26,4 @@ async def test_tokens_over_three_nodes_equal_those_of_mlx_lm(module: str, tmp_pa
             tokens(nodes[1], request(module, PROMPT[::-1], max_tokens=24)),
         )
         assert [len(node.stages()) for node in nodes] == [1, 1, 1]
-    assert found == expected
+    assert list(found) == expected
