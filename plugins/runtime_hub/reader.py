@@ -42,12 +42,14 @@ class HubReader:
         """
         pause = FIRST_PAUSE
         for attempt in range(1, ATTEMPTS + 1):
+            location = self._locations.get(file)
             try:
                 return self._read(file, start, stop)
             except hub_errors() as error:
-                # An address that was signed for some time is asked for again.
-                self._locations.pop(file, None)
-                if attempt == ATTEMPTS or not _is_passing(error):
+                # An address that was signed for some time is refused afterwards, and asked for again.
+                if self._locations.get(file) == location:
+                    self._locations.pop(file, None)
+                if attempt == ATTEMPTS or not (_is_passing(error) or (location is not None and _is_refusal(error))):
                     raise fault(self._target, error) from error
             time.sleep(pause)
             pause *= 2
@@ -112,9 +114,16 @@ def _authorization(location: str) -> dict[str, str]:
 
 
 def _is_passing(error: Exception) -> bool:
-    """Whether an error may be over soon: a broken connection, or a signed address that has expired."""
+    """Whether an error may be over soon: a broken connection, or a server that is busy."""
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     if isinstance(error, OfflineModeIsEnabled):
         return False
     return not isinstance(error, HfHubHTTPError) or error.response.status_code in _PASSING
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether a server denies what it is asked for."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403, 404, 410)

@@ -23,6 +23,7 @@ _CHUNK = 64 * 1024
 _LARGE = (".safetensors", ".bin", ".gguf")
 _INFO = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)(?:/revision/(?P<revision>[^/]+))?")
 _TREE = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)/tree/(?P<revision>[^/]+)")
+_SIGNED = re.compile(r"/signed/(?P<number>\d+)/(?P<repo>[^/]+/[^/]+)/(?P<revision>[^/]+)/(?P<path>.+)")
 _FILE = re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
 
 
@@ -32,6 +33,7 @@ class Seen(NamedTuple):
     method: str
     path: str
     range: str | None
+    authorization: str | None
 
 
 class Repository:
@@ -68,6 +70,10 @@ class StandInHub:
         self.seen: list[Seen] = []
         self.sent = 0
         """Bytes of files that were sent, without headers."""
+        self.signed_uses: int | None = None
+        """Send those who ask for a large file on to an address of another host, good for so many requests."""
+        self.uses: list[int] = []
+        """How often each such address was used."""
         self.ranges = True
         """Whether parts of files are sent; a server without ranges sends them whole."""
         self._counting = threading.Lock()
@@ -134,8 +140,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, *, body: bool) -> None:
         path = unquote(urlsplit(self.path).path)
-        self.stand_in.seen.append(Seen(self.command, path, self.headers.get("Range")))
-        for pattern, answer in ((_TREE, self._tree), (_INFO, self._info), (_FILE, self._file)):
+        self.stand_in.seen.append(
+            Seen(self.command, path, self.headers.get("Range"), self.headers.get("Authorization"))
+        )
+        for pattern, answer in (
+            (_TREE, self._tree),
+            (_INFO, self._info),
+            (_SIGNED, self._signed),
+            (_FILE, self._resolve),
+        ):
             match = pattern.fullmatch(path)
             if match is None:
                 continue
@@ -185,6 +198,29 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if body:
             self.wfile.write(content)
+
+    def _resolve(self, match: re.Match[str], repository: Repository, body: bool) -> None:
+        hub, name = self.stand_in, match["path"]
+        if hub.signed_uses is None or name not in repository.hashes:
+            self._file(match, repository, body)
+            return
+        hub.uses.append(0)
+        self.send_response(HTTPStatus.FOUND)
+        address = f"http://localhost:{urlsplit(hub.url).port}/signed/{len(hub.uses) - 1}"
+        self.send_header("Location", f"{address}/{match['repo']}/{repository.commit}/{name}")
+        self.send_header("X-Linked-Size", str(repository.files[name].stat().st_size))
+        self.send_header("X-Linked-ETag", f'"{repository.etags[name]}"')
+        self.send_header("X-Repo-Commit", repository.commit)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def _signed(self, match: re.Match[str], repository: Repository, body: bool) -> None:
+        hub, number = self.stand_in, int(match["number"])
+        if hub.signed_uses is None or hub.uses[number] >= hub.signed_uses:
+            self._refuse(HTTPStatus.FORBIDDEN, "Expired")
+            return
+        hub.uses[number] += 1
+        self._file(match, repository, body)
 
     def _file(self, match: re.Match[str], repository: Repository, body: bool) -> None:
         file = repository.files.get(match["path"])

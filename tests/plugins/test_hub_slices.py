@@ -14,7 +14,7 @@ import pytest
 
 from runtime.spi import LayerSpan, read_checkpoint
 from runtime.spi.slices import slice_tensors
-from runtime.testing.hub import StandInHub
+from runtime.testing.hub import TOKEN, StandInHub
 from runtime.testing.models import tiny_llama
 
 LAYERS = 8
@@ -163,6 +163,16 @@ def test_a_connection_that_breaks_is_asked_again(hub: StandInHub, folder: Path, 
     hub.cut_after = 100_000
     assert fetch(hub, tmp_path, SPAN)["data"] == contents(folder, SPAN)
     assert hub.cut_after is None
+
+
+def test_an_address_that_has_expired_is_asked_for_again_and_no_other_host_sees_the_token(
+    hub: StandInHub, folder: Path, tmp_path: Path
+) -> None:
+    hub.signed_uses = 5
+    assert fetch(hub, tmp_path, SPAN, HF_TOKEN=TOKEN)["data"] == contents(folder, SPAN)
+    assert len(hub.uses) > 3, "more addresses than files"
+    assert {seen.authorization for seen in hub.seen if seen.path.startswith("/signed/")} == {None}
+    assert {seen.authorization for seen in hub.seen if "/resolve/" in seen.path} == {f"Bearer {TOKEN}"}
 
 
 def test_a_server_without_ranges_sends_the_whole(hub: StandInHub, folder: Path, tmp_path: Path) -> None:
