@@ -79,7 +79,7 @@ def _plan_here(model: str, file: Path, context: int | None, config: ConfigFiles,
         return given.measures(checkpoint.num_layers)
 
     async def planned() -> PlanReport:
-        checkpoint = await Catalogue(sources).fetch(model, lambda progress: None)
+        checkpoint = (await Catalogue(sources).open(model, lambda progress: None)).checkpoint
         return describe(await planner.plan(model, checkpoint, views, survey, context=context), views)
 
     return asyncio.run(planned())
