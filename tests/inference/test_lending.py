@@ -135,7 +135,7 @@ async def test_a_model_that_no_family_runs_is_refused_before_its_weights_are_fet
     (strange / "config.json").write_text(json.dumps({**config, "model_type": "strange"}))
     afar = Afar(strange, tmp_path / "parts")
     async with serving("a", folders={}, source=lambda name: afar) as (a,):
-        with pytest.raises(ModelUnsupported, match="no model family runs strange"):
+        with pytest.raises(ModelUnsupported, match="no such model_type"):
             await tokens(a, request())
         assert afar.bytes < 0.1 * read_checkpoint(strange).nbytes
 

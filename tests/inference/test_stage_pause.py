@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from runtime.actors import Actor, ActorSystem, Message
-from runtime.cluster import Ledger, Reserve
-from runtime.errors import RuntimeFault
+from runtime.cluster import LEDGER, Ledger, Reserve
+from runtime.cluster.ledger import Settled
+from runtime.errors import ModelUnsupported, RuntimeFault
 from runtime.inference.catalogue import Catalogue
 from runtime.inference.compute import ComputeThread
 from runtime.inference.progress import ProgressBoard
@@ -96,17 +97,28 @@ async def test_a_pause_is_announced_before_a_slice_is_loaded_and_taken_back_afte
         compute.close(1.0)
 
 
+class Agreeing(Actor):
+    """A ledger that finds every reservation in order."""
+
+    async def receive(self, message: Message) -> Message:
+        """Say so."""
+        return Settled()
+
+
 class Slow(Watched):
-    """Takes its time to say whether it runs a model."""
+    """Takes its time to build a model."""
 
     def __init__(self, events: list[str], go: threading.Event) -> None:
         super().__init__(events)
         self._go = go
 
     def refusal(self, checkpoint: Checkpoint) -> str | None:
-        super().refusal(checkpoint)
+        return None
+
+    def build(self, config: dict[str, Any], tensors: Any = None) -> Any:
+        self._events.append("build")
         self._go.wait(30)
-        return "this is a test"
+        raise ModelUnsupported("this is a test")
 
 
 async def test_a_stage_whose_opening_is_given_up_ends(tmp_path: Path) -> None:
@@ -121,9 +133,10 @@ async def test_a_stage_whose_opening_is_given_up_ends(tmp_path: Path) -> None:
             lambda: StageHost(catalogue, {"slow": Slow(events, go)}, compute, ProgressBoard(), ()), STAGES
         )
         driver = system.spawn(Driver, "driver")
+        system.spawn(Agreeing, LEDGER.removeprefix("/"))
         order = OpenStage("tiny", checkpoint.digest, LayerSpan(0, 1, 1), LoadOptions("float32", False), driver, 1)
         opening = asyncio.ensure_future(system.ask(host, order, 30))
-        await eventually(lambda: events == ["load"])
+        await eventually(lambda: events == ["build"])
         assert [info.path for info in system.actors() if info.path.startswith(f"/{STAGES}/")]
         opening.cancel()
         await eventually(lambda: not any("open tiny" in task.get_name() for task in asyncio.all_tasks()))
