@@ -28,6 +28,8 @@ VERBS = {
     "nodes": "List the nodes, as one of them sees the others.",
     "actors": "List the living actors of a node as a tree, and the messages that reached none.",
     "plugins": "List the plugins, their versions, hooks and status.",
+    "families": "List the architectures of the installed mlx-lm: which family runs each, and how, or why none does.",
+    "check": "Prove that a model computes the same cut into stages as it does whole.",
     "config": "Show the effective configuration.",
     "bench": "Compare a node with mlx-lm alone, and two nodes with one, on this machine.",
     "version": "Print the version.",

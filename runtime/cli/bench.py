@@ -8,6 +8,7 @@ import typer
 
 from runtime.cli.options import ConfigFiles, Json, Overrides, effective_config
 from runtime.cli.output import print_json, print_table
+from runtime.cli.providers import make_catalogue, plugin_context
 
 
 def bench(
@@ -33,14 +34,11 @@ def bench(
     import msgspec
 
     from runtime.benchmark import BenchSettings, describe, run_bench
-    from runtime.inference.catalogue import Catalogue
-    from runtime.spi.hookspecs import PluginContext
 
     settings, plugins = effective_config(config, overrides)
-    context = PluginContext(node=settings.node.name, data_dir=settings.node.data_dir, model_paths=settings.models.path)
-    sources = {name: plugins.make("source", name, settings.plugin_settings, context) for name in settings.roles.sources}
-    estimator = plugins.make("memory", settings.roles.memory, settings.plugin_settings, context)
-    checkpoint = asyncio.run(Catalogue(sources).fetch(settings.models.default, lambda progress: None))
+    estimator = plugins.make("memory", settings.roles.memory, settings.plugin_settings, plugin_context(settings))
+    catalogue = make_catalogue(settings, plugins)
+    checkpoint = asyncio.run(catalogue.fetch(settings.models.default, lambda progress: None))
     count = threads or os.cpu_count() or 1
     report = run_bench(
         settings,

@@ -196,7 +196,7 @@ class RolesSection(Section):
     placement: str = "minmax"
     memory: str = "safetensors"
     sources: tuple[str, ...] = ("gguf", "folder", "hub")
-    families: tuple[str, ...] = ("dense",)
+    families: tuple[str, ...] = ("dense", "moe", "crossing")
     frontends: tuple[str, ...] = ("openai", "ollama")
     telemetry: tuple[str, ...] = ("prometheus",)
 

@@ -93,12 +93,13 @@ class Step(Message, frozen=True, tag="sequence.step"):
 
 
 class Hidden(Message, frozen=True, tag="sequence.hidden"):
-    """A step on its way: the hidden state (1, length, hidden) after the sending stage."""
+    """A step on its way: the state after the sending stage."""
 
     lane: ClassVar[Lane] = Lane.BULK
     sequence: int
     position: int
-    hidden: Tensor
+    state: dict[str, Tensor]
+    """Arrays by name: ``hidden`` (1, length, ...), and what else the model's layers hand on."""
     sample: bool
 
 

@@ -7,8 +7,9 @@ from typing import Any
 import mlx.core as mx
 
 from runtime.errors import ProtocolError
-from runtime.inference.arrays import to_array, to_tensor
+from runtime.inference.arrays import to_arrays, to_tensors
 from runtime.inference.compute import Collect
+from runtime.inference.ghosts import State
 from runtime.inference.protocol import Hidden, OpenSequence, Prefilled, Sampled, Step
 from runtime.inference.sampling import TokenSampler, collect_top
 from runtime.inference.shard import Shard
@@ -42,20 +43,22 @@ class StageSequence:
         if self._cache is None:
             self._cache = self._shard.new_cache()
         inputs = self._inputs(step)
-        length = int(inputs.shape[1])
+        length = int((inputs["hidden"] if isinstance(inputs, dict) else inputs).shape[1])
         output = self._shard.forward(inputs, self._cache)
         self._position += length
         self._steps += 1
         if self._steps % STEPS_BETWEEN_CLEARS == 0 or length > 1:
             mx.clear_cache()
-        if not self._shard.span.is_last:
+        if isinstance(output, dict):
             return self._pass_on(step, output)
         return self._sample(step, output) if step.sample else self._absorb(step)
 
-    def _inputs(self, step: Step | Hidden) -> mx.array:
+    def _inputs(self, step: Step | Hidden) -> mx.array | State:
         match step:
-            case Hidden(hidden=hidden):
-                return to_array(hidden)
+            case Hidden(state=state):
+                if "hidden" not in state:
+                    raise ProtocolError(f"a step of sequence {step.sequence} came without its hidden state")
+                return to_arrays(state)
             case Step(tokens=None):
                 if self._last is None:
                     raise ProtocolError(f"sequence {step.sequence} has no sampled token to go on from")
@@ -63,13 +66,13 @@ class StageSequence:
             case Step(tokens=tokens):
                 return mx.array([tokens], dtype=mx.int32)
 
-    def _pass_on(self, step: Step | Hidden, output: mx.array) -> Collect[Hidden]:
+    def _pass_on(self, step: Step | Hidden, output: State) -> Collect[Hidden]:
         assert self._cache is not None  # noqa: S101 - step() made it
         mx.async_eval(output, self._shard.ghost_state(self._cache))
 
         def collect() -> Hidden:
             mx.eval(output)
-            return Hidden(step.sequence, step.position, to_tensor(output), step.sample)
+            return Hidden(step.sequence, step.position, to_tensors(output), step.sample)
 
         return collect
 

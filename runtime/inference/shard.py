@@ -2,229 +2,218 @@
 
 mlx-lm has over a hundred architectures, each with a ``__call__`` of its own: masks taken from ``cache[0]``, layers
 that alternate by index, scaled embeddings, capped logits. Rewriting those would go wrong; so the model stays whole
-and the layers of other stages become *ghosts*:
+and the layers of other stages become *ghosts* (:mod:`runtime.inference.ghosts`):
 
-- A ghost passes its input on and answers reads of attributes from the layer it stands for, so that code which asks
-  a layer what it is still gets the answer. It owns no parameters.
+- A ghost passes its input on and answers reads of attributes from the layer it stands for. It owns no parameters.
 - After the first stage, the model is called with token ids that nobody evaluates; the last ghost before the slice
-  drops what comes and returns the hidden state that was received.
-- The ghost after the slice raises :class:`_Boundary` with the hidden state, so that no later code runs.
+  drops what comes and returns what was received.
+- The ghost after the slice raises :class:`~runtime.inference.ghosts.Boundary`, so that no later code runs.
 - Every layer keeps its entry in the cache that the model itself makes. Entries of ghosts advance with the sequence,
   because masks and offsets may be read from them, but hold no keys or values to speak of.
+
+Where layers hand on more than one array, the family says what must travel: :class:`runtime.spi.LayerCalls`.
 
 MLX is lazy: what is never evaluated is never allocated.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import mlx.core as mx
 from mlx import nn
 from mlx.utils import tree_flatten
-from mlx_lm.models.cache import KVCache, make_prompt_cache
+from mlx_lm.models.cache import make_prompt_cache
 
 from runtime.errors import ModelUnsupported
-from runtime.spi import LayerSpan
-
-
-class _Boundary(Exception):
-    """Carries the hidden state out of a model after the last layer of the slice."""
-
-    def __init__(self, hidden: mx.array) -> None:
-        super().__init__()
-        self.hidden = hidden
-
-
-class _Ghost(nn.Module):  # type: ignore[misc]  # mlx ships no annotations for nn.Module
-    """Stands for a layer, or another part, that a different stage owns."""
-
-    def __init__(self, stands_for: nn.Module) -> None:
-        super().__init__()
-        # nn.Module keeps modules as parameters of their parent; this one must not be.
-        object.__setattr__(self, "_stands_for", stands_for)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(object.__getattribute__(self, "_stands_for"), name)
-
-    def __call__(self, x: mx.array, *args: Any, **kwargs: Any) -> mx.array:
-        return x
-
-
-class _Entry(_Ghost):
-    """The ghost just before the slice: it returns what the stage before sent."""
-
-    def __init__(self, stands_for: nn.Module) -> None:
-        super().__init__(stands_for)
-        object.__setattr__(self, "received", None)
-
-    def receive(self, hidden: mx.array | None) -> None:
-        """Set the hidden state that the next forward pass starts from."""
-        object.__setattr__(self, "received", hidden)
-
-    def __call__(self, x: mx.array, *args: Any, **kwargs: Any) -> mx.array:
-        del x
-        return object.__getattribute__(self, "received")
-
-
-class _Exit(_Ghost):
-    """The ghost just after the slice: it ends the forward pass."""
-
-    def __call__(self, x: mx.array, *args: Any, **kwargs: Any) -> mx.array:
-        raise _Boundary(x)
-
-
-class _SilentEmbedding(_Ghost):
-    """Stands for an embedding whose output nobody evaluates: only the shape is right."""
-
-    def __call__(self, x: mx.array, *args: Any, **kwargs: Any) -> mx.array:
-        width = object.__getattribute__(self, "_stands_for").weight.shape[-1]
-        return mx.zeros((*x.shape, width))
+from runtime.inference.anatomy import Anatomy, dissect
+from runtime.inference.caches import advance, arrays, batched, kind, unique
+from runtime.inference.ghosts import (
+    Boundary,
+    EntryGhost,
+    ExitGhost,
+    Ghost,
+    LayerGhost,
+    Passage,
+    SilentPart,
+    State,
+    adapted,
+)
+from runtime.spi import LayerCalls, LayerSpan
 
 
 class Shard:
     """Layers ``span`` of a model, with the embedding if they are the first and the head if they are the last."""
 
-    def __init__(self, model: nn.Module, span: LayerSpan) -> None:
+    def __init__(self, model: nn.Module, span: LayerSpan, calls: LayerCalls | None = None) -> None:
         """Turn what ``span`` does not own into ghosts. Afterwards ``model.parameters()`` names what the slice owns.
 
+        Args:
+            model: with all its layers, lazy, as the family built it.
+            span: the slice.
+            calls: how the model calls its layers; the family says.
+
         Raises:
-            ModelUnsupported: the model does not keep its layers in one list of the right length.
+            ModelUnsupported: the model does not run its layers one after the other, once each.
         """
         self.model = model
         self.span = span
-        self._entry: _Entry | None = None
-        layers, owner = _layer_list(model, span)
-        _hide_endpoints(model, owner, span)
-        for index, layer in enumerate(layers):
-            if index in span:
-                continue
-            if index == span.start - 1:
-                layers[index] = self._entry = _Entry(layer)
-            elif index == span.stop:
-                layers[index] = _Exit(layer)
-            else:
-                layers[index] = _Ghost(layer)
+        self._calls = calls or LayerCalls()
+        self._passage = Passage()
+        anatomy = dissect(model, span.total, self._calls)
+        self._entries = anatomy.entries
+        """For each cache entry, the layers that take it."""
+        self._live = _live_entries(anatomy, span)
+        """Cache entries that layers of the slice take."""
+        self._own = self._live | self._taken_by(self._calls.keeps_cache(span.start))
+        """Those, and the copies of earlier layers' entries that the slice keeps."""
+        self._idle = (
+            frozenset(range(len(self._entries))) - self._live - self._taken_by(self._calls.reads_keys(span.start))
+        )
+        """Cache entries that nothing is put into; they are only moved on."""
+        self._read_later = self._calls.reads_keys(span.stop) if not span.is_last else frozenset()
+        """Layers whose keys a later stage reads."""
+        self._hide_ends(anatomy)
+        self._hide_layers(anatomy)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the weights that the slice owns."""
         return sum(array.nbytes for _, array in tree_flatten(self.model.parameters()))
 
-    def new_cache(self) -> list[Any]:
-        """Make the model's own cache for one sequence. Ghosts of one kind share an entry, as they move in step."""
-        caches: list[Any] = make_prompt_cache(self.model)
+    def new_cache(self, left_padding: Sequence[int] | None = None) -> list[Any]:
+        """Make the model's own cache. Ghosts of one kind share an entry, as they move in step.
+
+        Args:
+            left_padding: for a batch of sequences of different lengths, how many positions before each are padding;
+                None is for one sequence.
+
+        Raises:
+            ModelUnsupported: the model's cache takes one sequence at a time, and a batch is wanted.
+        """
+        entries: list[Any] = make_prompt_cache(self.model)
+        if left_padding is not None:
+            entries = [batched(entry, left_padding) for entry in entries]
         shared: dict[Any, Any] = {}
         return [
-            entry if index in self.span else shared.setdefault(_kind(entry), entry)
-            for index, entry in enumerate(caches)
+            entry if index in self._own else shared.setdefault(kind(entry), entry)
+            for index, entry in enumerate(entries)
         ]
 
-    def forward(self, inputs: mx.array, cache: list[Any]) -> mx.array:
+    def forward(self, inputs: mx.array | State, cache: list[Any]) -> mx.array | State:
         """Run the slice over the next positions of a sequence, lazily.
 
         Args:
-            inputs: on the first stage token ids (batch, length), else hidden states (batch, length, hidden).
+            inputs: on the first stage token ids (batch, length), else what the stage before returned.
             cache: as :meth:`new_cache` made it; it advances by ``length``.
 
         Returns:
-            Hidden states (batch, length, hidden), or on the last stage logits (batch, length, vocabulary).
+            On the last stage logits (batch, length, vocabulary), else what the next stage needs: arrays by name,
+            of which ``hidden`` is (batch, length, ...).
+
+        Raises:
+            ModelUnsupported: the family's calls never say what must travel.
         """
-        tokens = inputs
-        if self._entry is not None:
-            self._entry.receive(inputs)
-            tokens = mx.zeros(inputs.shape[:2], dtype=mx.int32)
+        passage = self._passage
+        if isinstance(inputs, dict):
+            passage.arrived = inputs
+            batch, length = inputs["hidden"].shape[:2]
+            tokens = mx.zeros((batch, length), dtype=mx.int32)
+        else:
+            tokens = inputs
+            batch, length = tokens.shape
+        output: mx.array | State
         try:
-            output: mx.array = self.model(tokens, cache=cache)
-        except _Boundary as boundary:
-            output = boundary.hidden
+            with self._keys_noted(cache):
+                output = self.model(tokens, cache=cache)
+            if not self.span.is_last:
+                raise ModelUnsupported(
+                    f"layers {self.span} ran on to the end: {type(self._calls).__name__} never says what must travel"
+                )
+        except Boundary:
+            output = passage.leaving
         finally:
-            if self._entry is not None:
-                self._entry.receive(None)
-        self._advance_ghosts(cache, inputs.shape[0], inputs.shape[1])
+            passage.arrived, passage.leaving = {}, {}
+        for entry in unique(cache[index] for index in self._idle):
+            if not self._calls.advance(entry, batch, length):
+                advance(entry, batch, length)
         return output
 
-    def state(self, cache: list[Any]) -> list[Any]:
+    def state(self, cache: list[Any]) -> list[mx.array]:
         """Return the arrays of a cache that a forward pass changes; evaluating them runs the pass without its head."""
-        return [entry.state for entry in _unique(cache) if not _is_bare(entry)]
+        return arrays(cache)
 
-    def ghost_state(self, cache: list[Any]) -> list[Any]:
-        """Return the arrays that ghosts keep; nothing else evaluates them, so their graph would grow with each step."""
-        return [entry.state for entry in self._ghost_entries(cache) if not _is_bare(entry)]
+    def ghost_state(self, cache: list[Any]) -> list[mx.array]:
+        """Return the arrays that no layer here reads; nothing else evaluates them, so their graph would grow."""
+        return arrays(entry for index, entry in enumerate(cache) if index not in self._live)
 
-    def _ghost_entries(self, cache: list[Any]) -> list[Any]:
-        return _unique([entry for index, entry in enumerate(cache) if index not in self.span])
+    def _taken_by(self, layers: frozenset[int]) -> frozenset[int]:
+        """Return the cache entries that any of some layers take."""
+        return frozenset(index for index, takers in enumerate(self._entries) if not takers.isdisjoint(layers))
 
-    def _advance_ghosts(self, cache: list[Any], batch: int, length: int) -> None:
-        for entry in self._ghost_entries(cache):
-            if type(entry) is KVCache:
-                # Its masks come from the offset alone, so it need not hold anything.
-                entry.offset += length
-            else:
-                blank = mx.zeros((batch, 1, length, 1))
-                entry.update_and_fetch(blank, blank)
+    @contextmanager
+    def _keys_noted(self, cache: list[Any]) -> Iterator[None]:
+        """Note the keys and values of this pass that a later stage reads, as they go into the cache."""
+        passage = self._passage
+        for layer in self._read_later:
+            for part in ("keys", "values"):
+                if f"{part}.{layer}" in passage.arrived:
+                    passage.leaving[f"{part}.{layer}"] = passage.arrived[f"{part}.{layer}"]
+        noted = [
+            (layer, cache[index])
+            for index, takers in enumerate(self._entries)
+            for layer in self._read_later & takers
+            if layer in self.span
+        ]
+        for layer, entry in noted:
+            entry.update_and_fetch = _noting(entry.update_and_fetch, layer, passage.leaving)
+        try:
+            yield
+        finally:
+            for _, entry in noted:
+                del entry.update_and_fetch
+
+    def _hide_layers(self, anatomy: Anatomy) -> None:
+        for index, place in enumerate(anatomy.layers):
+            if index in self.span:
+                if self._calls.adapts:
+                    adapted(place.module, index, self._calls, self._passage)
+                continue
+            ghost = LayerGhost
+            if index == self.span.start - 1:
+                ghost = EntryGhost
+            elif index >= self.span.stop:
+                ghost = ExitGhost
+            place.holder[place.key] = ghost(place.module, index, self._calls, self._passage)
+
+    def _hide_ends(self, anatomy: Anatomy) -> None:
+        """Hide the parts around the layers where other stages own them. What serves both ends, both ends keep."""
+        span = self.span
+        inputs = () if span.is_first else anatomy.before
+        ends = () if span.is_first or span.is_last else anatomy.both
+        for place in (*inputs, *ends):
+            place.holder[place.key] = SilentPart(place.module, self._passage)
+        if not span.is_last:
+            for place in anatomy.after:
+                place.holder[place.key] = Ghost(place.module)
+            for place in anatomy.loose:
+                del place.holder[place.key]
 
 
-def _layer_list(model: nn.Module, span: LayerSpan) -> tuple[list[nn.Module], nn.Module]:
-    """Return the list that the model iterates over, and the module that holds it.
-
-    ``model.layers`` may be a copy of that list, so it is found by what is in it.
-    """
-    layers = list(getattr(model, "layers", None) or ())
-    if len(layers) == span.total:
-        for module in model.modules():
-            for value in module.values():
-                if isinstance(value, list) and len(value) == span.total and value[0] is layers[0]:
-                    return value, module
-    raise ModelUnsupported(
-        f"{type(model).__module__} does not keep its {span.total} layers in one list, so it cannot be cut here"
+def _live_entries(anatomy: Anatomy, span: LayerSpan) -> frozenset[int]:
+    """Return the cache entries that are written here; what no layer takes is of the parts before them."""
+    return frozenset(
+        index
+        for index, takers in enumerate(anatomy.entries)
+        if (any(layer in span for layer in takers) if takers else span.is_first)
     )
 
 
-def _hide_endpoints(model: nn.Module, owner: nn.Module, span: LayerSpan) -> None:
-    """Hide the embedding and the head where another stage owns them.
+def _noting(update: Any, layer: int, leaving: State) -> Any:
+    def update_and_fetch(keys: mx.array, values: mx.array) -> Any:
+        leaving[f"keys.{layer}"], leaving[f"values.{layer}"] = keys, values
+        return update(keys, values)
 
-    The input side is the embeddings beside the layers, the output side all else outside them. A model with tied
-    weights, by its own word or because it has no linear head, uses its embedding as one: its last stage keeps it.
-    """
-    inputs = [(owner, name, child) for name, child in owner.children().items() if isinstance(child, nn.Embedding)]
-    outputs = [
-        (parent, name, child)
-        for parent in _ancestors(model, owner)
-        for name, child in parent.children().items()
-        if isinstance(child, nn.Module) and not isinstance(child, nn.Embedding) and not _holds(child, owner)
-    ]
-    has_head = any(isinstance(child, nn.Linear) for _, _, child in outputs)
-    tied = not has_head or bool(getattr(getattr(model, "args", None), "tie_word_embeddings", False))
-    if not span.is_first and not (span.is_last and tied):
-        for parent, name, child in inputs:
-            parent[name] = _SilentEmbedding(child)
-    if not span.is_last:
-        for parent, name, child in outputs:
-            parent[name] = _Ghost(child)
-
-
-def _ancestors(model: nn.Module, owner: nn.Module) -> list[nn.Module]:
-    """Return the modules on the way from the model to the owner of the layers, both included."""
-    return [module for module in model.modules() if _holds(module, owner)]
-
-
-def _holds(module: nn.Module, wanted: nn.Module) -> bool:
-    return any(part is wanted for part in module.modules())
-
-
-def _kind(entry: Any) -> Any:
-    """Return what makes two fresh cache entries interchangeable: their class and settings."""
-    settings = sorted(
-        (name, value) for name, value in vars(entry).items() if isinstance(value, (int, float, str, bool))
-    )
-    return type(entry), tuple(settings)
-
-
-def _unique(entries: list[Any]) -> list[Any]:
-    return list({id(entry): entry for entry in entries}.values())
-
-
-def _is_bare(entry: Any) -> bool:
-    """Whether a ghost's entry holds no arrays, only an offset."""
-    return type(entry) is KVCache and entry.keys is None
+    return update_and_fetch

@@ -35,6 +35,7 @@ from runtime.spi.engine import (
 from runtime.spi.family import LoadOptions, ModelFamily
 from runtime.spi.frontend import Frontend
 from runtime.spi.hookspecs import ENTRY_POINT_GROUP, PROJECT, hookimpl
+from runtime.spi.layer_calls import LayerCalls
 from runtime.spi.memory import MemoryEstimate, MemoryEstimator, Part, Workload
 from runtime.spi.placement import LayerSeconds, Link, PlacementPolicy, PlacementRequest, Plan, StagePlan
 from runtime.spi.source import Download, ModelListing, ModelSource, Progress
@@ -64,6 +65,7 @@ __all__ = [
     "Frontend",
     "GenerationEvent",
     "GenerationRequest",
+    "LayerCalls",
     "LayerSeconds",
     "LayerSpan",
     "Link",

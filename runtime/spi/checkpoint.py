@@ -90,6 +90,9 @@ class Checkpoint(msgspec.Struct, frozen=True, dict=True):
     path: Path
     config: dict[str, Any]
     tensors: dict[str, TensorInfo]
+    absent: frozenset[str] = frozenset()
+    """Names of tensors whose bytes are not on this machine: nothing but their headers may be used. Where their bytes
+    would be, their files read as zeros, so whatever loads tensors must leave these out."""
 
     @property
     def model_type(self) -> str:
@@ -105,10 +108,14 @@ class Checkpoint(msgspec.Struct, frozen=True, dict=True):
     @property
     def num_layers(self) -> int:
         """Number of transformer layers."""
-        for key in ("num_hidden_layers", "n_layer", "n_layers", "num_layers"):
+        for key in ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_transformer_layers"):
             value = self.text_config.get(key)
             if type(value) is int and 0 < value <= MAX_LAYERS:  # not a bool, which is an int too
                 return value
+        for key in ("hybrid_override_pattern", "layers_block_type"):  # a letter, or a word, for each layer
+            value = self.text_config.get(key)
+            if isinstance(value, str | list) and 0 < len(value) <= MAX_LAYERS:
+                return len(value)
         raise CheckpointCorrupt(f"{self.path / 'config.json'} does not say how many layers the model has")
 
     @property
@@ -188,6 +195,19 @@ def read_checkpoint(path: Path) -> Checkpoint:
                 )
             tensors[tensor.name] = tensor
     return Checkpoint(path=path, config=config, tensors=tensors)
+
+
+def lone_config(name: str) -> Checkpoint | None:
+    """Return a checkpoint without tensors for the path of a ``config.json``, or of a folder that has one and no more.
+
+    Raises:
+        CheckpointCorrupt: the file is not such a configuration.
+    """
+    path = Path(name).expanduser()
+    folder = path.parent if path.name == "config.json" else path
+    if not (folder / "config.json").is_file():
+        return None
+    return Checkpoint(path=folder, config=_read_config(folder), tensors={})
 
 
 def _read_config(path: Path) -> dict[str, Any]:

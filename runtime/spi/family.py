@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from runtime.spi.checkpoint import Checkpoint
+from runtime.spi.checkpoint import Checkpoint, TensorInfo
+from runtime.spi.layer_calls import LayerCalls
 from runtime.spi.span import LayerSpan
 
 if TYPE_CHECKING:
@@ -37,8 +38,12 @@ class ModelFamily(ABC):
         """Say why this family does not run the model, or None if it does. Nothing is imported for an unknown type."""
 
     @abstractmethod
-    def build(self, config: dict[str, Any]) -> nn.Module:
-        """Make the whole module tree from ``config.json``, lazily: no weight is allocated."""
+    def build(self, config: dict[str, Any], tensors: Mapping[str, TensorInfo] | None = None) -> nn.Module:
+        """Make the whole module tree from ``config.json``, lazily: no weight is allocated.
+
+        ``tensors`` are all that the checkpoint has, where there is one: some architectures find out from them whether
+        their head is the embedding.
+        """
 
     @abstractmethod
     def load(
@@ -56,3 +61,16 @@ class ModelFamily(ABC):
         Raises:
             CheckpointCorrupt: a tensor is missing, has the wrong shape, or cannot be read.
         """
+
+    def layer_calls(self, config: dict[str, Any]) -> LayerCalls:
+        """Say how the model of a configuration calls its layers, and so what crosses a cut."""
+        del config
+        return LayerCalls()
+
+    def modules(self) -> Mapping[str, str]:
+        """Return the modules of ``mlx_lm.models`` that this family runs, each with how: for people to read."""
+        return {}
+
+    def refused_modules(self) -> Mapping[str, str]:
+        """Return the modules of ``mlx_lm.models`` that this family knows and does not run, each with the reason."""
+        return {}

@@ -16,7 +16,9 @@ from runtime.config.load import load_settings
 from runtime.spi import RequestFinished
 from runtime.spi.hookspecs import PluginContext
 from runtime.spi.loader import HOOKS, ROLES, load_plugins
-from runtime_dense.architectures import DENSE_TYPES
+from runtime_crossing.architectures import CROSSING_MODULES
+from runtime_dense.architectures import DENSE_MODULES, REFUSED_MODULES
+from runtime_moe.architectures import MOE_MODULES
 from tests.conftest import PluginWriter
 
 ROOT = Path(__file__).parents[2]
@@ -152,10 +154,28 @@ def test_the_readme_names_no_verb_that_is_not_there() -> None:
     assert named <= VERBS.keys()
 
 
-def test_the_readme_lists_the_architectures_that_run() -> None:
-    sentence = re.search(r"These `model_type`s run.*?: (.*?), and those", text_of("README.md"), re.DOTALL)
-    assert sentence is not None
-    assert {name.strip() for name in sentence[1].split(",")} == DENSE_TYPES
+RUNNING = DENSE_MODULES | MOE_MODULES | CROSSING_MODULES.keys()
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/models.md", "CHANGELOG.md"])
+def test_the_number_of_architectures_that_run_is_right(document: str) -> None:
+    found = re.search(r"(\d+) of the (\d+) text architectures of mlx-lm", text_of(document))
+    assert found is not None
+    assert (int(found[1]), int(found[2])) == (len(RUNNING), len(RUNNING | REFUSED_MODULES.keys()))
+
+
+@pytest.mark.parametrize(("family", "modules"), [("dense", DENSE_MODULES), ("moe", MOE_MODULES)])
+def test_the_architectures_of_a_family_are_listed(family: str, modules: frozenset[str]) -> None:
+    section = re.search(rf"^## .*the family `{family}`\n(.*?)\.\n", text_of("docs/models.md"), re.DOTALL | re.MULTILINE)
+    assert section is not None
+    assert re.findall(r"`([^`]+)`", section[1]) == sorted(modules, key=str.lower)
+
+
+def test_what_crosses_a_cut_and_what_is_refused_is_listed() -> None:
+    tables = {cells[0].strip("`"): cells[1] for cells in rows("docs/models.md")}
+    tables.pop("Architecture")
+    crossing = {name: crossing.what for name, crossing in CROSSING_MODULES.items()}
+    assert tables == crossing | REFUSED_MODULES
 
 
 def test_the_quick_start_is_the_promised_line_and_its_files_exist() -> None:

@@ -14,7 +14,10 @@ from runtime.inference import probe as probing
 from runtime.inference.probe import probe
 from runtime.inference.probe_cache import Probes
 from runtime.spi import Checkpoint, LayerSeconds, LoadOptions, ModelFamily
+from runtime.testing.tiny import tiny_config
+from runtime_crossing.family import CrossingFamily
 from runtime_dense.family import DenseFamily
+from runtime_moe.family import MoeFamily
 
 FLOAT32 = LoadOptions("float32", dequantize=False)
 
@@ -81,12 +84,19 @@ def test_packed_weights_are_measured_packed(mode: str, monkeypatch: pytest.Monke
     assert "QuantizedLinear" not in types
 
 
+@pytest.mark.parametrize("module", ["mixtral", "jamba", "gemma3n", "rwkv7"])
+def test_experts_states_and_what_crosses_a_cut_are_measured_too(module: str) -> None:
+    families: dict[str, ModelFamily] = {"dense": DenseFamily(), "moe": MoeFamily(), "crossing": CrossingFamily()}
+    seconds = probe(families, checkpoint(tiny_config(module)), FLOAT32)
+    assert min(*seconds.decode, *seconds.prefill) > 0
+
+
 def test_layers_of_different_kinds_are_measured_each() -> None:
     seen: list[int] = []
 
     class Watched(DenseFamily):
-        def build(self, config: dict[str, Any]) -> Any:
-            model = super().build(config)
+        def build(self, config: dict[str, Any], tensors: Any = None) -> Any:
+            model = super().build(config, tensors)
             wide = mx.zeros((512, 64))
             model.layers[2].mlp.up_proj.weight = wide
             model.layers[2].mlp.gate_proj.weight = wide
@@ -119,9 +129,9 @@ class Counting(DenseFamily):
     def __init__(self) -> None:
         self.built = 0
 
-    def build(self, config: dict[str, Any]) -> Any:
+    def build(self, config: dict[str, Any], tensors: Any = None) -> Any:
         self.built += 1
-        return super().build(config)
+        return super().build(config, tensors)
 
 
 def test_what_was_measured_is_kept_for_other_processes_and_each_way_to_load_is_its_own(tmp_path: Path) -> None:

@@ -7,12 +7,19 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
+from runtime.actors import ActorRef
+from runtime.actors.signal import Tell
 from runtime.errors import ProtocolError
+from runtime.inference.arrays import to_tensors
+from runtime.inference.check import RandomModel
 from runtime.inference.protocol import Hidden, OpenSequence, Prefilled, Sampled, Step
 from runtime.inference.sequence import StageSequence
 from runtime.inference.shard import Shard
-from runtime.spi import LayerSpan, LoadOptions, Sampling, read_checkpoint
+from runtime.spi import Checkpoint, LayerSpan, LoadOptions, Sampling, read_checkpoint
 from runtime.testing.models import tiny_llama
+from runtime.testing.tiny import tiny_config
+from runtime.wire.codec import decode, encode
+from runtime_crossing.family import CrossingFamily
 from runtime_dense.family import DenseFamily
 
 PROMPT = tuple(range(5, 30))
@@ -107,9 +114,7 @@ def test_a_long_decode_neither_grows_its_graph_nor_keeps_more_than_its_cache(tin
                 run(sequence, Step(1, position, (7,), sample=True))
             else:
                 hidden = mx.full((1, 1, 64), 0.1)
-                from runtime.inference.arrays import to_tensor
-
-                run(sequence, Hidden(1, position, to_tensor(hidden), sample=True))
+                run(sequence, Hidden(1, position, to_tensors({"hidden": hidden}), sample=True))
 
     # A cache grows in steps of 256 positions; between two of those only what is forgotten to be evaluated grows.
     decode(0, 300)
@@ -128,3 +133,38 @@ def test_ghosts_hold_next_to_nothing_however_many_they_are(tmp_path: Path, layer
     held = {id(entry): entry for index, entry in enumerate(cache) if index not in shard.span}
     assert sum(getattr(entry, "nbytes", 0) for entry in held.values() if entry.keys is not None) < 1024
     assert {entry.offset for entry in cache} == {len(PROMPT)}
+
+
+def over_the_wire(message: Hidden) -> Hidden:
+    payload = b"".join(bytes(part) for part in encode(Tell(ActorRef("b", "/stages/1"), message)))
+    signal = decode(payload)
+    assert isinstance(signal, Tell)
+    assert isinstance(signal.message, Hidden)
+    return signal.message
+
+
+@pytest.mark.parametrize("module", ["deepseek_v41", "gemma4_text", "kimi_k3"])
+def test_what_else_layers_hand_on_travels_with_the_hidden_state(module: str) -> None:
+    config = tiny_config(module)
+    model = RandomModel({"crossing": CrossingFamily()}, Checkpoint(path=Path(module), config=config, tensors={}))
+    total = model.layers
+    whole = StageSequence(model.stage(LayerSpan.whole(total)), opened())
+    first, second = (
+        StageSequence(model.stage(LayerSpan(start, stop, total)), opened()) for start, stop in ((0, 4), (4, total))
+    )
+    for step in (
+        Step(1, 0, PROMPT[:20], sample=False),
+        Step(1, 20, PROMPT[20:], sample=True),
+        Step(1, 25, (7,), sample=True),
+        Step(1, 26, (9,), sample=True),
+    ):
+        hidden = run(first, step)
+        assert isinstance(hidden, Hidden)
+        assert len(hidden.state) > 1
+        assert run(second, over_the_wire(hidden)) == run(whole, step)
+
+
+def test_a_step_without_its_hidden_state_is_refused(tiny: Path) -> None:
+    sequence = StageSequence(load(tiny, 2, 4), opened())
+    with pytest.raises(ProtocolError, match="without its hidden state"):
+        run(sequence, Hidden(1, 0, to_tensors({"other": mx.zeros((1, 1, 64))}), sample=True))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,59 +13,11 @@ from runtime.errors import CheckpointCorrupt, ModelUnsupported
 from runtime.inference.shard import Shard
 from runtime.spi import LayerSpan, LoadOptions, read_checkpoint
 from runtime.testing.models import tiny_llama
-from runtime_dense.architectures import DENSE_TYPES
 from runtime_dense.family import DenseFamily
 
 FLOAT32 = LoadOptions(dtype="float32", dequantize=True)
 CHUNKS = [list(range(5, 25)), [7], [9], list(range(12)), [1]]
 """Prefill in two chunks with decoding before, between and after."""
-
-SMALL: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "vocab_size": 96,
-    "max_position_embeddings": 512,
-    "rms_norm_eps": 1e-5,
-    "layer_norm_eps": 1e-5,
-    "norm_eps": 1e-5,
-    "norm_epsilon": 1e-5,
-    "rope_theta": 10000.0,
-    "bias": False,
-    "attention_bias": False,
-    "mlp_bias": False,
-    "use_bias": True,
-    "tie_word_embeddings": True,
-}
-PECULIAR: dict[str, dict[str, Any]] = {
-    "gemma2": {"query_pre_attn_scalar": 8},
-    "granite": {
-        "logits_scaling": 2.0,
-        "attention_multiplier": 0.3,
-        "embedding_multiplier": 3.0,
-        "residual_multiplier": 0.5,
-    },
-    "glm4": {"partial_rotary_factor": 0.5},
-    "stablelm": {"partial_rotary_factor": 0.5, "use_qkv_bias": True, "rope_pct": 0.5},
-    "smollm3": {"no_rope_layer_interval": 2},
-    "cohere": {"logit_scale": 0.25},
-}
-
-
-def stages(family: DenseFamily, config: dict[str, Any], cuts: list[int], weights: Any) -> list[Shard]:
-    """Build a model anew for every stage, with the weights of one whole model."""
-    total = config["num_hidden_layers"]
-    shards = []
-    for start, stop in pairwise([0, *cuts, total]):
-        shard = Shard(family.build(config), LayerSpan(start, stop, total))
-        names = {name for name, _ in _flat(shard.model)}
-        shard.model.load_weights([(name, array) for name, array in weights if name in names], strict=True)
-        shard.model.eval()
-        shards.append(shard)
-    return shards
 
 
 def _flat(model: Any) -> list[tuple[str, mx.array]]:
@@ -89,20 +40,6 @@ def differences(whole: Any, shards: list[Shard], chunks: list[list[int]]) -> lis
             mx.eval(hidden, shard.ghost_state(own))
         found.append(float(mx.abs(expected - hidden).max().item()))
     return found
-
-
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("model_type", sorted(DENSE_TYPES))
-def test_every_dense_type_is_bit_exact_at_every_cut(model_type: str, tied: bool) -> None:
-    family = DenseFamily()
-    config = {**SMALL, **PECULIAR.get(model_type, {}), "model_type": model_type, "tie_word_embeddings": tied}
-    mx.random.seed(1)
-    whole = family.build(config)
-    whole.eval()
-    mx.eval(whole.parameters())
-    weights = _flat(whole)
-    for cuts in ([1], [2], [3], [1, 2, 3]):
-        assert differences(whole, stages(family, config, cuts, weights), CHUNKS) == [0.0] * len(CHUNKS), cuts
 
 
 @pytest.mark.parametrize(
@@ -186,7 +123,7 @@ def test_a_surplus_tensor_of_an_owned_layer_is_named(tmp_path: Path) -> None:
 
 def test_a_model_with_another_number_of_layers_is_refused(tmp_path: Path) -> None:
     checkpoint = read_checkpoint(tiny_llama(tmp_path / "model"))
-    with pytest.raises(ModelUnsupported, match="one list"):
+    with pytest.raises(ModelUnsupported, match="4 layers and not 9"):
         Shard(DenseFamily().build(checkpoint.config), LayerSpan(0, 2, 9))
 
 

@@ -44,7 +44,7 @@ class Watched(ModelFamily):
         self._events.append("load")
         return "this is a test"
 
-    def build(self, config: dict[str, Any]) -> Any:
+    def build(self, config: dict[str, Any], tensors: Any = None) -> Any:
         raise NotImplementedError
 
     def load(self, *args: Any) -> None:

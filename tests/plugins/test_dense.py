@@ -19,7 +19,7 @@ from runtime.errors import CheckpointCorrupt, ModelUnsupported
 from runtime.inference.shard import Shard
 from runtime.spi import Checkpoint, LayerSpan, LoadOptions, read_checkpoint
 from runtime.testing.models import tiny_llama
-from runtime_dense import loading
+from runtime.weights import expanding
 from runtime_dense.family import DenseFamily
 
 PLAIN = LoadOptions("float32", dequantize=False)
@@ -60,7 +60,7 @@ def test_weights_are_kept_in_the_type_that_is_asked_for(tmp_path: Path, dtype: s
 def test_packed_weights_expand_to_what_they_stand_for(
     tmp_path: Path, bits: int, tied: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loading, "BLOCK_ELEMENTS", 1000)  # several blocks, the last one shorter
+    monkeypatch.setattr(expanding, "BLOCK_ELEMENTS", 1000)  # several blocks, the last one shorter
     checkpoint = read_checkpoint(tiny_llama(tmp_path / "model", quantize=bits, tied=tied))
     packed, expanded = load(checkpoint, PLAIN), load(checkpoint, EXPANDED)
     kinds = {type(module) for _, module in expanded.named_modules()}
@@ -155,8 +155,11 @@ def test_a_configuration_without_sense_is_a_fault_and_no_traceback(tmp_path: Pat
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"quantization_config": {"quant_method": "gptq"}}, "gptq"),
+        ({"quantization_config": {"quant_method": "hqq"}}, "hqq"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "fp8"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 8}}, "8 bits"),
         ({"model_file": "code.py"}, "code of its own"),
+        ({"model_type": "phi3small", "vocab_size": 320}, "writes to the logits of 100352 tokens"),
         ({"model_type": "../llama"}, "dense family"),
         ({"model_type": "os"}, "dense family"),
     ],

@@ -1,0 +1,90 @@
+"""The entries of a model's cache: mlx-lm's classes, and what the executor does with those of other stages' layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+from mlx_lm.models.cache import (
+    ArraysCache,
+    BatchKVCache,
+    BatchRotatingKVCache,
+    CacheList,
+    KVCache,
+    QuantizedKVCache,
+    RotatingKVCache,
+)
+
+from runtime.errors import ModelUnsupported
+
+
+def advance(entry: Any, batch: int, length: int) -> None:
+    """Move an entry on by ``length`` positions that hold nothing, as its offset and its masks go by positions."""
+    match entry:
+        case CacheList():
+            for each in entry.caches:
+                advance(each, batch, length)
+        case ArraysCache():
+            entry.advance(length)
+        case KVCache() | QuantizedKVCache():
+            entry.offset += length
+        case _:
+            blank = mx.zeros((batch, 1, length, 1))
+            entry.update_and_fetch(blank, blank)
+
+
+def batched(entry: Any, left_padding: Sequence[int]) -> Any:
+    """Return a fresh entry for a batch of sequences, padded on the left to one length, in place of a fresh single one.
+
+    Raises:
+        ModelUnsupported: the model keeps a kind of cache that takes one sequence at a time.
+    """
+    padding = list(left_padding)
+    match entry:
+        case CacheList():
+            return CacheList(*(batched(each, padding) for each in entry.caches))
+        case ArraysCache():
+            entry.left_padding = mx.array(padding)
+            return entry
+        case RotatingKVCache() if entry.keep == 0:
+            return BatchRotatingKVCache(entry.max_size, padding)
+        case KVCache():
+            return BatchKVCache(padding)
+        case _:
+            raise ModelUnsupported(f"the cache {type(entry).__name__} takes one sequence at a time, not a batch")
+
+
+def quantized(entry: Any, *, bits: int, group_size: int) -> Any:
+    """Return an entry that packs its keys and values, where it holds plain ones and no window moves over them.
+
+    The last dimension of keys and values must be a multiple of ``group_size``.
+    """
+    match entry:
+        case CacheList():
+            return CacheList(*(quantized(each, bits=bits, group_size=group_size) for each in entry.caches))
+        case KVCache():
+            return entry.to_quantized(group_size=group_size, bits=bits)
+        case _:
+            return entry
+
+
+def kind(entry: Any) -> Any:
+    """Return what makes two fresh entries interchangeable: their class and settings, and those of entries within."""
+    if isinstance(entry, CacheList):
+        return CacheList, tuple(kind(each) for each in entry.caches)
+    settings = sorted(
+        (name, value) for name, value in vars(entry).items() if isinstance(value, (int, float, str, bool))
+    )
+    return type(entry), tuple(settings)
+
+
+def arrays(entries: Iterable[Any]) -> list[mx.array]:
+    """Return every array that entries hold."""
+    return [leaf for entry in unique(entries) for _, leaf in tree_flatten(entry.state) if isinstance(leaf, mx.array)]
+
+
+def unique(entries: Iterable[Any]) -> list[Any]:
+    """Return each entry once."""
+    return list({id(entry): entry for entry in entries}.values())

@@ -1,0 +1,216 @@
+"""Tiny configurations of dense models: attention and a feed-forward layer, without experts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from runtime.testing.tiny.common import SIZE, SLIDING, sized
+
+_GPT2: dict[str, Any] = {
+    "n_embd": SIZE["hidden_size"],
+    "n_layer": 4,
+    "n_head": 4,
+    "n_positions": 512,
+    "n_ctx": 512,
+    "layer_norm_epsilon": 1e-5,
+    "vocab_size": SIZE["vocab_size"],
+}
+_GRANITE: dict[str, Any] = {
+    "logits_scaling": 2.0,
+    "attention_multiplier": 0.3,
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.5,
+}
+_GEMMA3: dict[str, Any] = {"query_pre_attn_scalar": 16, "sliding_window": 8, "sliding_window_pattern": 2}
+_MINISTRAL3: dict[str, Any] = {
+    "rope_parameters": {
+        "rope_theta": 10000.0,
+        "llama_4_scaling_beta": 0.1,
+        "original_max_position_embeddings": 16,
+        "type": "yarn",
+        "factor": 4.0,
+    },
+    **SLIDING,
+}
+_ROPE_BY_TYPE = {
+    "full_attention": {"rope_theta": 10000.0, "rope_type": "default", "partial_rotary_factor": 0.5},
+    "sliding_attention": {"rope_theta": 1000.0, "rope_type": "default", "partial_rotary_factor": 1.0},
+}
+
+DENSE: dict[str, dict[str, Any]] = {
+    "afm7": {
+        "hidden_dim": 64,
+        "num_layers": 5,
+        "num_kv_reuse_layers": 2,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "hidden_dim_scale_factor": 2.0,
+        "vocab_size": SIZE["vocab_size"],
+    },
+    "apertus": sized(post_norm=True, qk_norm=True),
+    "bitnet": sized(),
+    "cohere": sized(layer_norm_eps=1e-5, logit_scale=0.25, use_qk_norm=True),
+    "cohere2": sized(layer_norm_eps=1e-5, logit_scale=0.25, sliding_window=8, sliding_window_pattern=2),
+    "ernie4_5": sized(use_bias=False),
+    "exaone": sized(num_layers=4, layer_norm_epsilon=1e-5),
+    "exaone4": sized(sliding_window=8, sliding_window_pattern="LLLG", num_hidden_layers=5, rope_scaling=None),
+    "gemma": sized(),
+    "gemma2": sized(query_pre_attn_scalar=16),
+    "gemma3": {
+        "vocab_size": SIZE["vocab_size"],
+        "text_config": sized(model_type="gemma3_text", **_GEMMA3),
+    },
+    "gemma3_text": sized(**_GEMMA3),
+    "gemma3n": {
+        "text_config": sized(
+            model_type="gemma3n_text",
+            num_hidden_layers=6,
+            num_kv_shared_layers=2,
+            vocab_size_per_layer_input=SIZE["vocab_size"] - 8,
+            sliding_window=8,
+            rope_local_base_freq=1000.0,
+            final_logit_softcapping=30.0,
+            layer_types=["sliding_attention", "full_attention"] * 3,
+            activation_sparsity_pattern=[0.95, 0.95, 0.95, 0.0, 0.0, 0.0],
+            hidden_size_per_layer_input=32,
+            altup_num_inputs=3,
+            altup_coef_clip=120.0,
+            altup_correct_scale=True,
+            altup_active_idx=0,
+            laurel_rank=32,
+        )
+    },
+    "glm": sized(),
+    "glm4": sized(partial_rotary_factor=0.5),
+    "gpt2": _GPT2,
+    "gpt_bigcode": {**_GPT2, "n_inner": 128},
+    "gpt_neox": sized(layer_norm_eps=1e-5, rotary_emb_base=10000, rotary_pct=0.5),
+    "gptj": {**_GPT2, "rotary_dim": 8},
+    "granite": sized(**_GRANITE),
+    "helium": sized(),
+    "hunyuan_v1_dense": sized(rope_scaling={"type": "dynamic", "alpha": 2.0, "factor": 1.0}),
+    "internlm2": sized(bias=False),
+    "internlm3": sized(bias=False, qkv_bias=False),
+    "iquestloopcoder": sized(loop_num=2, loop_window_size=8),
+    "lille-130m": {
+        "block_size": 512,
+        "layer_norm_eps": 1e-5,
+        "n_embd": 64,
+        "n_head": 4,
+        "n_kv_heads": 2,
+        "n_layer": 4,
+        "rope_theta": 10000.0,
+        "vocab_size": SIZE["vocab_size"],
+    },
+    "llama": sized(**SLIDING),
+    "llama4_text": sized(intermediate_size_mlp=128, no_rope_layers=[1, 0, 1, 0], use_qk_norm=True),
+    "mimo": sized(num_nextn_predict_layers=1),
+    "minicpm": sized(dim_model_base=32, scale_depth=1.4, scale_emb=12),
+    "minicpm3": sized(
+        dim_model_base=32,
+        scale_depth=1.4,
+        scale_emb=12,
+        q_lora_rank=32,
+        kv_lora_rank=32,
+        qk_nope_head_dim=32,
+        qk_rope_head_dim=16,
+        rope_scaling={
+            "type": "longrope",
+            "short_factor": [1.0] * 8,
+            "long_factor": [2.0] * 8,
+            "original_max_position_embeddings": 512,
+        },
+    ),
+    "ministral3": sized(**_MINISTRAL3),
+    "mistral3": {"text_config": sized(model_type="ministral3", **_MINISTRAL3)},
+    "muse_glimmer": sized(
+        post_norm_eps=1e-8, sliding_window=8, layer_types=["sliding_attention", "full_attention"] * 2
+    ),
+    "nanbeige": sized(),
+    "nanochat": sized(),
+    "nemotron": sized(hidden_act="relu2", norm_eps=1e-5, partial_rotary_factor=0.5),
+    "nemotron-nas": sized(
+        num_hidden_layers=5,
+        block_configs=[
+            {"attention": {"n_heads_in_group": 2}, "ffn": {"ffn_mult": 2.0}},
+            {"attention": {"no_op": True}, "ffn": {"ffn_mult": 1.0}},
+            {"attention": {"replace_with_linear": True}, "ffn": {"ffn_mult": 1.0}},
+            {"attention": {"n_heads_in_group": 4}, "ffn": {"no_op": True}},
+            {"attention": {"n_heads_in_group": 2}, "ffn": {"replace_with_linear": True}},
+        ],
+    ),
+    "olmo": {
+        "d_model": 64,
+        "n_layers": 4,
+        "mlp_hidden_size": 128,
+        "n_heads": 4,
+        "vocab_size": SIZE["vocab_size"],
+        "embedding_size": SIZE["vocab_size"],
+    },
+    "olmo2": sized(),
+    "olmo3": sized(sliding_window=8, layer_types=["sliding_attention", "full_attention"] * 2),
+    "openelm": {
+        "head_dim": 16,
+        "num_transformer_layers": 4,
+        "model_dim": 64,
+        "vocab_size": SIZE["vocab_size"],
+        "ffn_dim_divisor": 32,
+        "num_query_heads": [4, 4, 8, 8],
+        "num_kv_heads": [2, 2, 4, 4],
+        "ffn_multipliers": [0.5, 1.0, 1.5, 2.0],
+    },
+    "phi": sized(partial_rotary_factor=0.5, layer_norm_eps=1e-5),
+    "phi3": sized(original_max_position_embeddings=512),
+    # The model blanks out token ids up to 100,351, whether the vocabulary has them or not.
+    "phi3small": sized(
+        vocab_size=100_352,
+        hidden_size=32,
+        ff_intermediate_size=128,
+        gegelu_limit=20.0,
+        layer_norm_epsilon=1e-5,
+        dense_attention_every_n_layers=2,
+        blocksparse_block_size=32,
+        blocksparse_num_local_blocks=1,
+        blocksparse_vert_stride=2,
+    ),
+    "pixtral": {"text_config": sized(model_type="llama")},
+    "plamo": sized(n_shared_head=2),
+    "plamo3": sized(window_size=8, sliding_window_pattern=2),
+    "qwen": sized(kv_channels=16, layer_norm_epsilon=1e-6, intermediate_size=256, num_key_value_heads=4),
+    "qwen2": sized(),
+    "qwen2_vl": {"text_config": sized(model_type="qwen2")},
+    "qwen3": sized(),
+    "qwen3_vl": {"text_config": sized(model_type="qwen3")},
+    "seed_oss": sized(),
+    "smollm3": sized(no_rope_layer_interval=2),
+    "spark2_5": sized(
+        sliding_window=8,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        rope_parameters=_ROPE_BY_TYPE,
+    ),
+    "stablelm": sized(partial_rotary_factor=0.5, use_qkv_bias=True, layer_norm_eps=1e-5),
+    "starcoder2": sized(norm_epsilon=1e-5),
+    "talkie": sized(),
+    "telechat3": sized(),
+    "youtu_llm": sized(
+        num_key_value_heads=4,
+        kv_lora_rank=32,
+        q_lora_rank=32,
+        qk_nope_head_dim=32,
+        qk_rope_head_dim=16,
+        v_head_dim=32,
+    ),
+    "gemma4": {
+        "vocab_size": SIZE["vocab_size"],
+    },
+    "gemma4_text": sized(
+        num_hidden_layers=6,
+        global_head_dim=32,
+        num_kv_shared_layers=2,
+        vocab_size_per_layer_input=SIZE["vocab_size"],
+        hidden_size_per_layer_input=32,
+        sliding_window=8,
+        layer_types=["sliding_attention", "full_attention"] * 3,
+    ),
+}
+DENSE["gemma4"]["text_config"] = {**DENSE["gemma4_text"], "model_type": "gemma4_text"}
