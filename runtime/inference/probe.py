@@ -9,7 +9,7 @@ as a stage runs it: through the model's own forward pass, with its own cache.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import mlx.core as mx
@@ -19,16 +19,20 @@ from mlx.utils import tree_flatten
 
 from runtime.errors import ModelUnsupported
 from runtime.inference.anatomy import dissect
-from runtime.inference.ghosts import State
 from runtime.inference.loading import choose_family
 from runtime.inference.reclaim import reclaim
 from runtime.inference.shard import Shard
-from runtime.spi import Checkpoint, LayerCalls, LayerSeconds, LayerSpan, LoadOptions, ModelFamily
+from runtime.spi import Checkpoint, LayerSeconds, LayerSpan, LoadOptions, ModelFamily
 
 PREFILL_TOKENS = 32
-DECODED_TOKENS = 8
+CHUNKS = 2
+TOKENS = 8
+"""Runs of each that are timed."""
 SHARE_OF_MEMORY = 0.5
 """Of what is available, that a probe may take."""
+
+Arriving = Any
+"""Token ids, or what the stage before returns: arrays by name."""
 
 _DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
@@ -39,64 +43,83 @@ def probe(families: Mapping[str, ModelFamily], checkpoint: Checkpoint, options: 
     Raises:
         ModelUnsupported: no family runs it, it cannot be cut, or a layer of it is too large to try.
     """
-    family = choose_family(families, checkpoint)
+    blank = _Blank(choose_family(families, checkpoint), checkpoint, options)
     total = checkpoint.num_layers
-    kinds: dict[Hashable, list[int]] = {}
-    for index, place in enumerate(dissect(family.build(checkpoint.config), total, _calls(family, checkpoint)).layers):
-        kinds.setdefault(_kind(place.module), []).append(index)
-    decode, prefill = [0.0] * total, [0.0] * total
-    sizes = [0] * total
-    for indices in kinds.values():
+    decode, prefill, sizes = [0.0] * total, [0.0] * total, [0] * total
+    for indices in blank.kinds():
         # Neither the first nor the last layer if there is another: those come with the embedding and the head.
-        shard = _blank_shard(family, checkpoint, options, indices[len(indices) // 2])
-        seconds = _timed(shard, family, checkpoint, options)
+        layer = indices[len(indices) // 2]
+        shard = blank.shard(layer, layer + 1)
+        if shard.nbytes > _limit():
+            raise ModelUnsupported(
+                f"layer {layer} of {checkpoint.model_type} takes {shard.nbytes >> 20} MiB, more than a probe may take"
+            )
+        seconds = _timed(shard, blank)
         for index in indices:
             decode[index], prefill[index] = seconds
             sizes[index] = shard.nbytes
         del shard
         reclaim()
-    decode[-1] = _last_decode(family, checkpoint, options, decode[-1], sizes[-1])
+    last = blank.shard(total - 1, total)
+    if last.nbytes <= _limit():
+        decode[-1] = max(decode[-1], _timed(last, blank)[0])
+    else:
+        # The head counts by its bytes: reading them is what decoding spends its time on.
+        decode[-1] *= last.nbytes / sizes[-1]
+    del last
     reclaim()
     return LayerSeconds(tuple(decode), tuple(prefill))
 
 
-def _last_decode(family: ModelFamily, checkpoint: Checkpoint, options: LoadOptions, alone: float, nbytes: int) -> float:
-    """Return the seconds for a token through the last layer and the head.
+class _Blank:
+    """A model without its weights: makes slices of it, lazily, with the weights that its modules are made with."""
 
-    Where both are too large to try, the head counts by its bytes: reading them is what decoding spends its time on.
-    """
-    shard = _shard(family, checkpoint, options, _one(checkpoint, checkpoint.num_layers - 1))
-    if shard.nbytes > _limit():
-        return alone * shard.nbytes / nbytes
-    return max(alone, _timed(shard, family, checkpoint, options)[0])
+    def __init__(self, family: ModelFamily, checkpoint: Checkpoint, options: LoadOptions) -> None:
+        self._family = family
+        self._checkpoint = checkpoint
+        self._options = options
+        self._calls = family.layer_calls(checkpoint.config)
+
+    def kinds(self) -> list[list[int]]:
+        """Return the layers, those together that take the same time."""
+        layers = dissect(self._family.build(self._checkpoint.config), self._checkpoint.num_layers, self._calls).layers
+        kinds: dict[Hashable, list[int]] = {}
+        for index, place in enumerate(layers):
+            kinds.setdefault(_kind(place.module), []).append(index)
+        return list(kinds.values())
+
+    def shard(self, start: int, stop: int) -> Shard:
+        """Make a slice."""
+        checkpoint, options = self._checkpoint, self._options
+        span = LayerSpan(start, stop, checkpoint.num_layers)
+        shard = Shard(self._family.build(checkpoint.config), span, self._calls)
+        if checkpoint.quantization is not None and not options.dequantize:
+            _pack(shard.model, checkpoint.quantization)
+        shard.model.set_dtype(_DTYPES[options.dtype])
+        shard.model.eval()
+        return shard
+
+    def inputs(self, start: int) -> tuple[Arriving, Arriving]:
+        """Return what a stage that starts at this layer is given for a chunk, and then for a token, at random.
+
+        What comes from the stage before is found by running the layers before, lazily: nothing of them is evaluated.
+        """
+        chunk, token = (mx.zeros((1, length), dtype=mx.int32) for length in (PREFILL_TOKENS, 1))
+        if start == 0:
+            return chunk, token
+        before = self.shard(0, start)
+        cache = before.new_cache()
+        return _random_like(before.forward(chunk, cache)), _random_like(before.forward(token, cache))
 
 
-def _blank_shard(family: ModelFamily, checkpoint: Checkpoint, options: LoadOptions, layer: int) -> Shard:
-    shard = _shard(family, checkpoint, options, _one(checkpoint, layer))
-    if shard.nbytes > _limit():
-        raise ModelUnsupported(
-            f"layer {layer} of {checkpoint.model_type} takes {shard.nbytes >> 20} MiB, which is more than a probe may"
-        )
-    return shard
-
-
-def _one(checkpoint: Checkpoint, layer: int) -> LayerSpan:
-    return LayerSpan(layer, layer + 1, checkpoint.num_layers)
-
-
-def _calls(family: ModelFamily, checkpoint: Checkpoint) -> LayerCalls:
-    return family.layer_calls(checkpoint.config)
-
-
-def _shard(family: ModelFamily, checkpoint: Checkpoint, options: LoadOptions, span: LayerSpan) -> Shard:
-    """Make a shard, lazily, with the weights that its modules are made with."""
-    shard = Shard(family.build(checkpoint.config), span, _calls(family, checkpoint))
-    quantization = checkpoint.quantization
-    if quantization is not None and not options.dequantize:
-        _pack(shard.model, quantization)
-    shard.model.set_dtype(_DTYPES[options.dtype])
-    shard.model.eval()
-    return shard
+def _random_like(arriving: Arriving) -> Arriving:
+    """Return arrays of the same shapes and types; random, so that experts are chosen as variously as for a text."""
+    return {
+        name: mx.random.normal(array.shape).astype(array.dtype)
+        if mx.issubdtype(array.dtype, mx.floating)
+        else mx.zeros(array.shape, dtype=array.dtype)
+        for name, array in arriving.items()
+    }
 
 
 def _pack(model: nn.Module, quantization: Mapping[str, Any]) -> None:
@@ -113,45 +136,24 @@ def _pack(model: nn.Module, quantization: Mapping[str, Any]) -> None:
     nn.quantize(model, class_predicate=how)
 
 
-def _arriving(
-    shard: Shard, family: ModelFamily, checkpoint: Checkpoint, options: LoadOptions, length: int
-) -> mx.array | State:
-    """Return what the stage before would send for so many tokens; of no meaning, but of the right shapes and types."""
-    tokens = mx.zeros((1, length), dtype=mx.int32)
-    if shard.span.is_first:
-        return tokens
-    before = _shard(family, checkpoint, options, LayerSpan(0, shard.span.start, checkpoint.num_layers))
-    sent = before.forward(tokens, before.new_cache())  # lazy, and never evaluated
-    assert isinstance(sent, dict)  # noqa: S101 - only the last stage returns logits
-    return {
-        name: mx.random.normal(array.shape).astype(array.dtype)
-        if mx.issubdtype(array.dtype, mx.floating)
-        else mx.zeros(array.shape, dtype=array.dtype)
-        for name, array in sent.items()
-    }
-
-
-def _timed(shard: Shard, family: ModelFamily, checkpoint: Checkpoint, options: LoadOptions) -> tuple[float, float]:
+def _timed(shard: Shard, blank: _Blank) -> tuple[float, float]:
     """Return the seconds for a token, and those a token of a chunk; the best of several, as others use the machine."""
     mx.eval(shard.model.parameters())
-    cache = shard.new_cache()
+    chunk, token = blank.inputs(shard.span.start)
+    mx.eval(chunk, token)
 
-    def forward(length: int) -> Callable[[], float]:
-        given = _arriving(shard, family, checkpoint, options, length)
-        mx.eval(given)
+    def seconds(given: Arriving, cache: list[Any]) -> float:
+        start = time.perf_counter()
+        mx.eval(shard.forward(given, cache), shard.state(cache))
+        return time.perf_counter() - start
 
-        def run() -> float:
-            start = time.perf_counter()
-            mx.eval(shard.forward(given, cache), shard.state(cache), shard.ghost_state(cache))
-            return time.perf_counter() - start
-
-        return run
-
-    prefill, decode = forward(PREFILL_TOKENS), forward(1)
-    prefill()  # compiles kernels and fills buffers
-    chunk = prefill()
-    decode()
-    return min(decode() for _ in range(DECODED_TOKENS)), min(chunk, prefill()) / PREFILL_TOKENS
+    chunks = []
+    for _ in range(1 + CHUNKS):
+        cache = shard.new_cache()
+        chunks.append(seconds(chunk, cache))
+    tokens = [seconds(token, cache) for _ in range(1 + TOKENS)]
+    # The first of each compiles kernels and fills buffers.
+    return min(tokens[1:]), min(chunks[1:]) / PREFILL_TOKENS
 
 
 def _limit() -> float:

@@ -14,7 +14,10 @@ from runtime.inference import probe as probing
 from runtime.inference.probe import probe
 from runtime.inference.probe_cache import Probes
 from runtime.spi import Checkpoint, LayerSeconds, LoadOptions, ModelFamily
+from runtime.testing.tiny import tiny_config
+from runtime_crossing.family import CrossingFamily
 from runtime_dense.family import DenseFamily
+from runtime_moe.family import MoeFamily
 
 FLOAT32 = LoadOptions("float32", dequantize=False)
 
@@ -79,6 +82,13 @@ def test_packed_weights_are_measured_packed(mode: str, monkeypatch: pytest.Monke
     types.clear()
     measured(config(vocab_size=320, quantization=packing), LoadOptions("float32", dequantize=True))
     assert "QuantizedLinear" not in types
+
+
+@pytest.mark.parametrize("module", ["mixtral", "jamba", "gemma3n", "rwkv7"])
+def test_experts_states_and_what_crosses_a_cut_are_measured_too(module: str) -> None:
+    families: dict[str, ModelFamily] = {"dense": DenseFamily(), "moe": MoeFamily(), "crossing": CrossingFamily()}
+    seconds = probe(families, checkpoint(tiny_config(module)), FLOAT32)
+    assert min(*seconds.decode, *seconds.prefill) > 0
 
 
 def test_layers_of_different_kinds_are_measured_each() -> None:
