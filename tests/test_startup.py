@@ -23,6 +23,7 @@ SERVING = {"pydantic", "fastapi", "uvicorn", "httpx", "huggingface_hub", "websoc
         (["--help"], INFERENCE | SERVING),
         (["version"], INFERENCE | SERVING - {"pydantic"}),  # typer parses a verb's options with it
         (["plugins"], INFERENCE | {"fastapi", "httpx"}),
+        (["families"], INFERENCE | {"fastapi", "httpx"}),
         (["config", "show"], INFERENCE | {"fastapi", "httpx"}),
         (["status", "--url", "http://127.0.0.1:9"], INFERENCE),
     ],

@@ -178,7 +178,7 @@ class Shard:
     def _hide_layers(self, anatomy: Anatomy) -> None:
         for index, place in enumerate(anatomy.layers):
             if index in self.span:
-                if self._calls.adapts:
+                if self._calls.adapts and not self.span.is_first:
                     adapted(place.module, index, self._calls, self._passage)
                 continue
             ghost = LayerGhost

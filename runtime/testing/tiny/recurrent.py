@@ -36,7 +36,17 @@ _LFM2 = sized(
     block_auto_adjust_ff_dim=False,
     layer_types=["conv", "full_attention", "conv", "full_attention"],
 )
-_MAMBA = {"state_size": 16, "conv_kernel": 4, "use_bias": False, "use_conv_bias": True, "time_step_rank": 32}
+_MAMBA = {
+    "vocab_size": SIZE["vocab_size"],
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 4,
+    "state_size": 16,
+    "conv_kernel": 4,
+    "use_bias": False,
+    "use_conv_bias": True,
+    "time_step_rank": 32,
+}
 
 
 def _rotated(path: str) -> dict[str, Any]:
@@ -67,15 +77,16 @@ RECURRENT: dict[str, dict[str, Any]] = {
     ),
     "lfm2": _LFM2,
     "lfm2-vl": {"text_config": {**_LFM2, "model_type": "lfm2"}},
-    "mamba": sized(**_MAMBA, intermediate_size=128),
-    "mamba2": sized(
-        **{**_MAMBA, "use_conv_bias": True},
-        num_heads=4,
-        head_dim=32,
-        layer_norm_epsilon=1e-5,
-        n_groups=1,
-        time_step_limit=[0.0, 100.0],
-    ),
+    "mamba": _MAMBA,
+    "mamba2": {
+        **_MAMBA,
+        "num_heads": 4,
+        "head_dim": 32,
+        "layer_norm_epsilon": 1e-5,
+        "n_groups": 1,
+        "time_step_limit": [0.0, 100.0],
+        "tie_word_embeddings": False,
+    },
     "olmo_hybrid": sized(
         **_DELTA_NET,
         linear_allow_neg_eigval=True,
