@@ -10,7 +10,9 @@ attention           tokens x (8 hidden + 6 query + 3 key-value) numbers; a mask;
 latent attention    scores twice, for the rotated part is a mask, and keys and values of the whole context
 feed-forward        2 x width a token; with experts, 2 x (width + hidden) for each expert that a token goes through
 convolution         14 numbers a channel and token
-recurrence          in blocks: 5 x heads x block x block; token by token: the states of all tokens
+recurrence          token by token: the states of all tokens. In blocks: 1.7 x heads x block x block, and what every
+                    other layer of the slice keeps as well until the pass is over, because its new state is computed
+                    last (:func:`retained_bytes`)
 ==================  =================================================================================================
 """
 
@@ -29,6 +31,8 @@ _FUSED_HEAD_DIMS = (64, 80, 128)
 """Head sizes for which MLX's fused attention takes whole chunks (Metal, half precision)."""
 _GROWTH = 1.3
 """Share of one layer's cache that is there a second time while it grows."""
+_BLOCKS = 1.7
+"""Matrices of block x block for each head of a recurrence that is computed in blocks."""
 
 
 def working_bytes(checkpoint: Checkpoint, layer: tuple[Cache, ...], workload: Workload, width: int) -> int:
@@ -44,6 +48,25 @@ def working_bytes(checkpoint: Checkpoint, layer: tuple[Cache, ...], workload: Wo
     chunk = min(workload.prefill_chunk, workload.context)
     numbers = chunk * (8 * sizes.hidden + _feed_forward(sizes))
     return numbers * width + _mixer(layer, config, sizes, workload, width)
+
+
+def retained_bytes(layer: tuple[Cache, ...], workload: Workload, width: int) -> int:
+    """Return the bytes that a layer still keeps while later layers are computed.
+
+    mlx-lm's blockwise recurrence makes the new state of the same decays and inputs as the output; the output goes on to
+    the next layer first.
+    """
+    chunk = min(workload.prefill_chunk, workload.context)
+    return sum(
+        (
+            cache.heads * min(chunk, BLOCK) ** 2
+            + chunk * cache.heads * cache.state // cache.channels
+            + 3 * chunk * cache.channels
+        )
+        * width
+        for cache in layer
+        if isinstance(cache, State) and cache.heads
+    )
 
 
 def _feed_forward(sizes: Sizes) -> int:
@@ -81,6 +104,6 @@ def _recurrence(state: State, workload: Workload, width: int) -> int:
     chunk = min(workload.prefill_chunk, workload.context)
     convolution = 14 * chunk * state.channels * width
     if state.heads:
-        return convolution + 5 * state.heads * min(chunk, BLOCK) ** 2 * width
+        return convolution + int(_BLOCKS * state.heads * min(chunk, BLOCK) ** 2 * width)
     # On a GPU one kernel goes over the tokens, and keeps nothing but the last state.
     return convolution + (chunk * state.state * STATE_WIDTH if width > 2 else 0)

@@ -3,7 +3,7 @@
 ==================  =================================================================================================
 weights             exact, from the headers, as they are once loaded (:mod:`runtime_memory.weights`)
 KV cache            what every layer keeps of every sequence (:mod:`runtime_memory.layers`)
-working memory      one chunk through one layer (:mod:`runtime_memory.activations`)
+working memory      one chunk through the layers (:mod:`runtime_memory.activations`)
 logits              on the last stage: sequences x vocabulary x (width + 12), for the logits, their log-probabilities
                     and a sorted copy in float32. The head runs on the tokens that are sampled from, one a sequence
 loading             what the slice takes at most while it is loaded, over all of the above: a module is there twice
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from runtime.spi import Checkpoint, LayerSpan, LoadOptions, MemoryEstimate, MemoryEstimator, Part, Workload
 from runtime.spi.memory import KV_CACHE
-from runtime_memory.activations import working_bytes
+from runtime_memory.activations import retained_bytes, working_bytes
 from runtime_memory.caches import Cache
 from runtime_memory.layers import layer_caches
 from runtime_memory.sizes import Sizes
@@ -61,6 +61,7 @@ class _Model:
         layers = layer_caches(checkpoint)
         kinds = {layer: working_bytes(checkpoint, layer, workload, width) for layer in set(layers)}
         self._working = [kinds[layer] for layer in layers]
+        self._retained = [retained_bytes(layer, workload, width) for layer in layers]
         sequences = workload.sequences
         self._kept = [sequences * sum(cache.nbytes(workload, width) for cache in layer) for layer in layers]
         self._holes = [sequences * _holes(layer, workload, width) for layer in layers]
@@ -74,7 +75,8 @@ class _Model:
         """Return what a slice needs."""
         own = slice(span.start, span.stop)
         weights, peak = self._weights.of(span)
-        kept, working = sum(self._kept[own]), max(self._working[own])
+        kept, retained = sum(self._kept[own]), self._retained[own]
+        working = max(self._working[own]) + sum(retained) - min(retained)
         logits = self._logits if span.is_last else 0
         return MemoryEstimate(
             parts=(

@@ -10,6 +10,8 @@ from runtime.spi import Checkpoint
 _ONE_EACH = frozenset({"gpt2", "gpt_neox", "gptj", "phi-msft", "phixtral", "qwen", "talkie"})
 """Types whose every query head has a key-value head of its own, whatever the configuration says of those."""
 
+_CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_topk", "top_k_experts")
+
 
 class Sizes(NamedTuple):
     """What the shapes of a layer are made of."""
@@ -40,7 +42,7 @@ class Sizes(NamedTuple):
             config, "num_key_value_heads", "num_kv_heads", "n_kv_heads", "num_attention_groups", default=heads
         )
         dense = number(config, "intermediate_size", "n_inner", "ffn_hidden_size", default=4 * hidden)
-        chosen = number(config, "num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_topk", default=0)
+        chosen = number(config, *_CHOSEN, default=0)
         stated = number(config, "moe_intermediate_size", "expert_ffn_hidden_size", default=0)
         if config.get("model_type") in _ONE_EACH:
             kv_heads = heads
