@@ -24,7 +24,7 @@ import httpx
 READY_SECONDS = 60.0
 """How long a node may take until it answers; a machine that runs the checks of several projects is slow."""
 STOP_SECONDS = 60.0
-"""How long a node that was asked to stop may take: up to 20 s for what it waits for itself, and a slow machine's time."""
+"""How long a node that was asked to stop may take: it waits for up to 20 s itself, and a slow machine takes longer."""
 POLL_SECONDS = 0.02
 
 _COMMAND = (sys.executable, "-c", "from runtime.cli import main; main()")
