@@ -83,7 +83,12 @@ def test_a_model_that_another_node_has_not_or_has_otherwise_is_refused_with_that
     tiny_llama(tmp_path / "ours" / "absent")
     tiny_llama(tmp_path / "ours" / "other", seed=1)
     tiny_llama(tmp_path / "theirs" / "other", seed=2)
-    settings = ("cluster.listen=127.0.0.1:0", "cluster.key=a shared secret", "roles.placement=even")
+    settings = (
+        "cluster.listen=127.0.0.1:0",
+        "cluster.key=a shared secret",
+        "roles.placement=even",
+        "models.share=false",
+    )
     with (
         node_process(tmp_path, "near", *settings, f'models.path=["{tmp_path / "ours"}"]') as near,
         node_process(tmp_path, "far", *settings, peers_of(near), f'models.path=["{tmp_path / "theirs"}"]') as far,
