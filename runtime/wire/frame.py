@@ -215,9 +215,10 @@ class _Buffers:
 
     def take(self, size: int) -> bytearray | mmap.mmap:
         """Return room for a payload of this size, which may be longer."""
-        for buffer in reversed(self._kept):  # the last one may still be in the processor's caches
+        for index in reversed(range(len(self._kept))):  # the last one may still be in the processor's caches
+            buffer = self._kept[index]
             if size <= len(buffer) <= 2 * size and _is_unused(buffer):
-                self._kept.remove(buffer)
+                del self._kept[index]
                 self._size -= len(buffer)
                 return buffer
         return bytearray() if size <= KEPT else mmap.mmap(-1, size)

@@ -41,6 +41,9 @@ from runtime.wire.tensor import Buffer
 
 SUBPROTOCOL = Subprotocol("mlx-actor-runtime")
 
+MAX_FRAGMENTS = 256
+"""Fragments that a frame may be cut into on its way: the largest frame, a kilobyte at a time."""
+
 _Wrap = Callable[[ServerConnection], Awaitable[None]]
 _Screen = Callable[[ServerConnection, Request], Response | None]
 
@@ -167,11 +170,21 @@ class _Socket(Socket):
         elif self._fragments is None and frame.fin:
             self.inbox.put(cast(bytes, frame.data))  # or a bytearray, which serves as well
         else:
-            # A proxy may cut frames in pieces. The library sees to their order, and to the size of the whole.
-            self._fragments = [*(self._fragments or ()), bytes(frame.data)]
-            if frame.fin:
-                self.inbox.put(b"".join(self._fragments))
-                self._fragments = None
+            self._take_fragment(frame)
+
+    def _take_fragment(self, frame: Frame) -> None:
+        """Put together what a proxy may have cut. The library sees to the order, and to the size of the whole."""
+        if self._fragments is None:
+            self._fragments = []
+        self._fragments.append(bytes(frame.data))
+        if len(self._fragments) > MAX_FRAGMENTS:
+            # Empty ones count for nothing in the size of the whole, and there would be no end to them.
+            self._fragments = None
+            self.inbox.end(ProtocolError(f"a frame came in more than {MAX_FRAGMENTS} fragments"))
+            self.transport.abort()
+        elif frame.fin:
+            self.inbox.put(b"".join(self._fragments))
+            self._fragments = None
 
 
 class _ClientSocket(_Socket, ClientConnection):

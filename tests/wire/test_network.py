@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 from functools import partial
 
@@ -244,6 +245,23 @@ async def test_a_peer_of_another_version_is_told_and_cut_off() -> None:
             with pytest.raises(ConnectionClosed):
                 await socket.recv()
         assert any("speaks protocol versions 8 to 9, this node speaks version 2" in line for line in lines)
+
+
+async def test_a_frame_that_was_cut_in_pieces_on_its_way_is_put_together() -> None:
+    async with nodes("a") as (a,), connect(f"ws://{a.address}/", subprotocols=[SUBPROTOCOL], proxy=None) as socket:
+        hello = msgspec.msgpack.encode(["mlx-actor-runtime", 9, 8, "whatever"])
+        await socket.send([hello[:1], b"", hello[1:9], hello[9:]])
+        assert msgspec.msgpack.decode(bytes(await socket.recv())) == [0, "version", 2, 2]  # type: ignore[arg-type]  # a binary frame
+
+
+async def test_a_frame_in_endless_pieces_is_cut_off() -> None:
+    async with log_lines("WARNING") as lines, nodes("a") as (a,):
+        async with connect(f"ws://{a.address}/", subprotocols=[SUBPROTOCOL], proxy=None) as socket:
+            with contextlib.suppress(ConnectionClosed):
+                await socket.send([b""] * 50_000)
+            with pytest.raises(ConnectionClosed):
+                await socket.recv()
+        assert any("more than 256 fragments" in line for line in lines)
 
 
 @pytest.mark.parametrize(
