@@ -221,6 +221,9 @@ class Stage(Actor):
                 self._close_sequence(sequence)
             case ConnectStage(next):
                 self._next = next
+                if next is not None:
+                    # The driver may see both while what was on its way from here to there is lost with their link.
+                    self.context.monitor(next)
                 return Done()
             case _Load():
                 # Beside the mailbox, so that the loss of the driver is seen, and ends a load that may take long.

@@ -23,7 +23,7 @@ SETTINGS = (
     "roles.placement=even",
 )
 SILENT_SECONDS = 20.0
-STORY: dict[str, object] = {"model": MODEL, "prompt": "Once upon a time", "max_tokens": 96, "temperature": 0}
+STORY: dict[str, object] = {"model": MODEL, "prompt": "Once upon a time", "max_tokens": 32, "temperature": 0}
 STORY["logit_bias"] = {"2": -100}  # the end of a turn
 
 

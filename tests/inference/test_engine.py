@@ -634,7 +634,7 @@ async def test_a_node_with_other_files_is_refused(tiny: Path, other: Path) -> No
 # -- failures -------------------------------------------------------------------------------------------------------
 
 
-async def test_a_step_that_fails_fails_its_sequence_only(tiny: Path) -> None:
+async def test_a_step_that_is_missing_between_two_others_has_its_sequence_replayed_and_no_other(tiny: Path) -> None:
     async with serving("a", "b", folders={"tiny": tiny}) as (a, b):
         await a.engine.load("tiny")
         async with begun(a, request(max_tokens=LONG)) as good:
@@ -644,12 +644,14 @@ async def test_a_step_that_fails_fails_its_sequence_only(tiny: Path) -> None:
             await eventually(lambda: len(stage._sequences) == 2)
             victim = stage._sequences[max(stage._sequences)]
             victim._position += 1
-            with pytest.raises(RuntimeFault, match="at position"):
-                async for _ in bad:
-                    pass
+            replayed = [event async for event in bad]
+            assert [token.token.id for event in replayed if isinstance(event, Delta) for token in event.tokens] == (
+                reference(tiny, PROMPT, LONG)
+            )
             rest = [event async for event in good]
             assert isinstance(rest[-1], Finished)
             assert rest[-1].usage.completion_tokens == LONG
+            assert b.stages() == [stage]
         await eventually(lambda: a.sequences() + b.sequences() == 0)
 
 
