@@ -236,7 +236,8 @@ class Driver(Actor):
         self.context.monitor(request.session)
         generated = request.generated
         # Tokens that another driver has sampled are taken in like a prompt.
-        scheduler.add(sequence, request.prompt + generated, request.max_tokens - len(generated), request.eos)
+        left = request.max_tokens - len(generated)
+        scheduler.add(sequence, request.prompt + generated, left, request.eos, len(generated))
         self._touch()
         self._admit()
         return Submitted(sequence)
