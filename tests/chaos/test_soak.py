@@ -23,6 +23,6 @@ def test_streams_outlive_a_killed_and_a_frozen_node_word_for_word_and_leave_noth
     assert [(told.error, told.finished) for each in rounds for told in each.streams] == [(None, True)] * 16
     assert [each.wrong for each in rounds] == [0, 0]
     first, last = rounds[0].leftovers, rounds[-1].leftovers
-    assert last.actors == first.actors
+    assert last.actors <= first.actors  # in the first count an actor may be about to end
     assert last.reserved == 0
     assert last.files <= first.files + 4
