@@ -92,6 +92,11 @@ class ActorSystem:
         """The event loop's clock, in seconds."""
         return self.loop.time()
 
+    @property
+    def is_draining(self) -> bool:
+        """Whether it shuts down, and admits nothing new."""
+        return self._draining
+
     def join(self, transport: Transport) -> None:
         """Reach other nodes through this transport."""
         self._outside.transport = transport

@@ -19,7 +19,7 @@ from loguru import logger
 
 from runtime.actors import Actor, ActorRef, Down, Message, ReplyTo
 from runtime.cluster import ServedModel, ServedStage, ServedState
-from runtime.errors import ActorStopped, ModelInUse, Overloaded, PeerUnreachable, RuntimeFault
+from runtime.errors import ActorStopped, ModelInUse, Overloaded, PeerUnreachable, RuntimeFault, fault_named
 from runtime.inference.failure import as_fault
 from runtime.inference.placing import Placed, Placer
 from runtime.inference.progress import ProgressBoard
@@ -116,8 +116,8 @@ class Driver(Actor):
                 return self._on_submit(message)
             case Cancel(sequence):
                 self._close(sequence)
-            case StepFailed(sequence, text):
-                self._fail(sequence, RuntimeFault(f"the model {self._model} failed: {text}"))
+            case StepFailed(sequence, text, code):
+                self._fail(sequence, fault_named(code)(f"the model {self._model} failed: {text}"))
             case LoadProgress(model, node, step, done, total):
                 self._board.publish(
                     Download(model, step if node == self.context.node else f"{step} on {node}", done, total)
@@ -234,7 +234,10 @@ class Driver(Actor):
         self._sessions[sequence] = request.session
         self._submits[sequence] = request
         self.context.monitor(request.session)
-        scheduler.add(sequence, request.prompt, request.max_tokens, request.eos)
+        generated = request.generated
+        # Tokens that another driver has sampled are taken in like a prompt.
+        left = request.max_tokens - len(generated)
+        scheduler.add(sequence, request.prompt + generated, left, request.eos, len(generated))
         self._touch()
         self._admit()
         return Submitted(sequence)
@@ -253,7 +256,12 @@ class Driver(Actor):
         if sequence not in self._sessions:
             return  # it was closed before this task began; the stages must not hear of it now
         order = OpenSequence(
-            sequence, request.prompt[-PENALTY_TOKENS:], request.sampling, request.seed, request.logprobs
+            sequence,
+            request.prompt[-PENALTY_TOKENS:],
+            request.sampling,
+            request.seed,
+            request.logprobs,
+            request.generated,
         )
         try:
             # Every stage must know the sequence before its first hidden state comes, on another connection.
@@ -274,9 +282,8 @@ class Driver(Actor):
         self._send(sampled.sequence, steps)
         if progress is None:
             return
-        self._tell_session(
-            sampled.sequence, Token(progress.index, sampled.token, sampled.logprob, sampled.top, progress.reason)
-        )
+        index = len(self._submits[sampled.sequence].generated) + progress.index
+        self._tell_session(sampled.sequence, Token(index, sampled.token, sampled.logprob, sampled.top, progress.reason))
         if progress.reason is not None:
             self._close(sampled.sequence)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 import secrets
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from functools import partial
+from typing import TypeVar
 
 from anyio import CapacityLimiter, to_thread
 from loguru import logger
-from msgspec.structs import replace
 
 from runtime.actors import ActorRef, ActorSystem, Restart
 from runtime.cluster import ServedModel
@@ -23,11 +23,14 @@ from runtime.inference.models import MODELS
 from runtime.inference.progress import ProgressBoard
 from runtime.inference.prompt import Tokenizer
 from runtime.inference.protocol import EnsureModel, NoSubmit, Ready, Unload
+from runtime.inference.recovery import Patience, given_up
 from runtime.inference.request import check_request, fit_context
-from runtime.inference.session import NotTaken, Outcome, Session, SessionStart
+from runtime.inference.session import Lost, Outcome, Session
 from runtime.inference.stage import LOAD_SECONDS
 from runtime.inference.telemetry import emit_all
+from runtime.inference.transcript import Transcript
 from runtime.spi import (
+    Delta,
     Engine,
     Finished,
     GenerationEvent,
@@ -39,14 +42,19 @@ from runtime.spi import (
     RequestFinished,
     Started,
     Telemetry,
+    Waiting,
 )
 
 UNLOAD_SECONDS = 600.0
 """How long an unload waits for generations in progress."""
+KEEP_ALIVE_SECONDS = 2.0
+"""How long a generation that has begun may say nothing before the client is told that it goes on."""
 TOKENIZERS = 4
 """Tokenizers that are kept in memory, which take some tens of megabytes each."""
 ENCODERS = 4
 """Threads that turn prompts into tokens, so that they wait for no download and no listing."""
+
+T = TypeVar("T")
 
 
 class RuntimeEngine(Engine):
@@ -142,39 +150,41 @@ class RuntimeEngine(Engine):
         except BaseException:  # cancelled, too: the driver waits for whoever it told that the model is ready
             self._let_go(ready)
             raise
-        outbox: asyncio.Queue[Outcome] = asyncio.Queue()
-        start = SessionStart(
-            request=request,
-            prompt=prompt,
-            max_tokens=max_tokens,
-            seed=secrets.randbits(63),
-            driver=ready.driver,
-            began=began,
-            load_seconds=load_seconds,
+        transcript = Transcript(
+            request, prompt, max_tokens, secrets.randbits(63), tokenizer, began=began, load_seconds=load_seconds
         )
-        report = _Report(request.model, len(prompt), began)
-        session = self._start_session(start, tokenizer, outbox, report.count)
-        resubmitted = False
+        outbox: asyncio.Queue[Outcome] = asyncio.Queue()
+        report = _Report(transcript, began)
+        patience = Patience(self._system.now())
+        session = self._start_session(ready, transcript, outbox)
         try:
             yield Started(len(prompt), load_seconds)
             while True:
-                outcome = await outbox.get()
-                if isinstance(outcome, NotTaken):
-                    if resubmitted:
-                        raise outcome.fault
-                    resubmitted = True
-                    again = await self._ensure(request.model, request.keep_alive)
-                    if again.digest != ready.digest or again.context < len(prompt) + max_tokens:
-                        self._let_go(again)
-                        raise outcome.fault
-                    session = self._start_session(replace(start, driver=again.driver), tokenizer, outbox, report.count)
-                    continue
-                if isinstance(outcome, RuntimeFault):
-                    raise outcome
-                report.take(outcome, self._system.now())
-                yield outcome
-                if isinstance(outcome, Finished):
-                    return
+                outcome = await _within(KEEP_ALIVE_SECONDS, outbox.get())
+                match outcome:
+                    case Delta() | Finished():
+                        patience.got_on(self._system.now())
+                        report.take(outcome, self._system.now())
+                        yield outcome
+                        if isinstance(outcome, Finished):
+                            return
+                    case Lost(fault):
+                        taking_up = asyncio.create_task(
+                            self._take_up(transcript, ready.digest, fault, patience), name=f"resume {request.model}"
+                        )
+                        try:
+                            while not (await asyncio.wait({taking_up}, timeout=KEEP_ALIVE_SECONDS))[0]:
+                                if transcript.tokens:
+                                    yield Waiting()
+                            ready = taking_up.result()
+                        finally:
+                            taking_up.cancel()
+                        session = self._start_session(ready, transcript, outbox)
+                    case None:
+                        if transcript.tokens:
+                            yield Waiting()
+                    case fault:
+                        raise fault
         except RuntimeFault:
             report.reason = "error"
             raise
@@ -190,17 +200,34 @@ class RuntimeEngine(Engine):
                 event.reason,
             )
 
-    def _start_session(
-        self,
-        start: SessionStart,
-        tokenizer: Tokenizer,
-        outbox: asyncio.Queue[Outcome],
-        counted: Callable[[int], None],
-    ) -> ActorRef:
+    async def _take_up(self, transcript: Transcript, digest: str, lost: RuntimeFault, patience: Patience) -> Ready:
+        """Have a generation's model served again, by whoever is left, and return its new driver.
+
+        Raises:
+            RuntimeFault: it is not, within the time there is; or the model is another one now, or has no room.
+        """
+        request, count = transcript.request, len(transcript.tokens)
+        refusal = lost
+        while (wait := patience.next_try(self._system.now())) is not None:
+            logger.info("{}: resuming a generation after {} tokens: {}", request.model, count, refusal)
+            await asyncio.sleep(wait)
+            try:
+                ready = await self._ensure(request.model, request.keep_alive)
+            except RuntimeFault as fault:
+                if self._system.is_draining:
+                    raise  # this node stops, and the others have no client to answer
+                refusal = fault
+                continue
+            final = transcript.refusal(digest, ready)
+            if final is None:
+                return ready
+            self._let_go(ready)
+            raise given_up(count, lost, final)
+        raise given_up(count, lost, refusal)
+
+    def _start_session(self, ready: Ready, transcript: Transcript, outbox: asyncio.Queue[Outcome]) -> ActorRef:
         return self._system.spawn(
-            lambda: Session(start, tokenizer, outbox, counted),
-            f"sessions/{next(self._sessions)}",
-            restart=Restart.TEMPORARY,
+            lambda: Session(ready, transcript, outbox), f"sessions/{next(self._sessions)}", restart=Restart.TEMPORARY
         )
 
     def _let_go(self, ready: Ready) -> None:
@@ -254,33 +281,35 @@ class RuntimeEngine(Engine):
 class _Report:
     """Gathers what telemetry is told of one generation."""
 
-    def __init__(self, model: str, prompt_tokens: int, began: float) -> None:
+    def __init__(self, transcript: Transcript, began: float) -> None:
         self.reason = "cancelled"
-        self._model = model
-        self._prompt_tokens = prompt_tokens
-        self._completion_tokens = 0
+        self._transcript = transcript
         self._began = began
         self._first: float | None = None
 
-    def take(self, outcome: object, now: float) -> None:
+    def take(self, outcome: Delta | Finished, now: float) -> None:
         """Take note of an event."""
         if self._first is None:
             self._first = now - self._began
         if isinstance(outcome, Finished):
             self.reason = str(outcome.reason)
-            self._completion_tokens = outcome.usage.completion_tokens
-
-    def count(self, tokens: int) -> None:
-        """Take note of how many tokens there are, whether or not there will be an end that says it."""
-        self._completion_tokens = tokens
 
     def event(self, now: float) -> RequestFinished:
         """Return the summary."""
         return RequestFinished(
-            model=self._model,
+            model=self._transcript.request.model,
             reason=self.reason,
-            prompt_tokens=self._prompt_tokens,
-            completion_tokens=self._completion_tokens,
+            prompt_tokens=len(self._transcript.prompt),
+            completion_tokens=len(self._transcript.tokens),
             time_to_first_token=self._first,
             duration=now - self._began,
         )
+
+
+async def _within(seconds: float, work: Awaitable[T]) -> T | None:
+    """Await something for so long; None if it has not come."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await work
+    except TimeoutError:
+        return None

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from runtime.actors import ActorRef, Lane, Message, Request
+from runtime.errors import RuntimeFault
 from runtime.spi import LayerSpan, LoadOptions, Sampling
 from runtime.wire import Tensor
 
@@ -70,6 +71,8 @@ class OpenSequence(Request[Done], frozen=True, tag="sequence.open"):
     sampling: Sampling
     seed: int
     logprobs: int | None
+    generated: tuple[int, ...] = ()
+    """What another driver has sampled already, after all of the prompt."""
 
 
 class CloseSequence(Message, frozen=True, tag="sequence.close"):
@@ -125,6 +128,8 @@ class StepFailed(Message, frozen=True, tag="sequence.failed"):
 
     sequence: int
     text: str
+    code: str = RuntimeFault.code
+    """Of the fault that it was."""
 
 
 # -- a driver, asked by sessions and the engine ---------------------------------------------------------------------
@@ -147,6 +152,9 @@ class Submit(Request[Submitted], frozen=True, tag="driver.submit"):
     logprobs: int | None
     eos: tuple[int, ...]
     """Tokens that end the text; none to go on until ``max_tokens``."""
+    generated: tuple[int, ...] = ()
+    """The completion so far, which another driver has sampled. ``max_tokens`` counts these too, and the first token to
+    come has the index after them."""
 
 
 class Token(Message, frozen=True, tag="session.token"):

@@ -21,9 +21,16 @@ class TokenSampler:
     """Samples one sequence. It runs on the compute thread and everything it returns is lazy."""
 
     def __init__(
-        self, sampling: Sampling, seed: int, prompt: tuple[int, ...], vocabulary: int, logprobs: int | None
+        self,
+        sampling: Sampling,
+        seed: int,
+        prompt: tuple[int, ...],
+        vocabulary: int,
+        logprobs: int | None,
+        generated: tuple[int, ...] = (),
     ) -> None:
-        """``prompt`` is what the penalties look back on; ``seed`` is used where the sampling states none.
+        """``prompt`` and what was ``generated`` elsewhere are what the penalties look back on; ``seed`` is used where
+        the sampling states none.
 
         ``vocabulary`` is the width of the logits, which may be more than the tokens that the tokenizer knows.
         """
@@ -53,8 +60,8 @@ class TokenSampler:
             frequency_penalty=sampling.frequency_penalty if penalised else None,
             frequency_context_size=self._window,
         )
-        before = prompt if penalised else ()
-        counted = before if sampling.penalize_prompt else ()
+        before = prompt + generated if penalised else ()
+        counted = before if sampling.penalize_prompt or not penalised else generated
         # A history is kept for penalties alone: nothing else evaluates it, and its graph would grow with every token.
         self._looking_back = [
             _LookingBack(over_all, None if repetition is None else _ids(before[-self._window :])),

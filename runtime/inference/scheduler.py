@@ -20,6 +20,8 @@ class _Sequence(msgspec.Struct):
     prompt: tuple[int, ...]
     max_tokens: int
     eos: frozenset[int]
+    replayed: int = 0
+    """Tokens at the end of ``prompt`` that were generated once already."""
     issued: int = 0
     """Prompt tokens for which a step was issued."""
     samples: int = 0
@@ -70,9 +72,15 @@ class Scheduler:
         """Whether one more sequence would be refused."""
         return self.load >= self._capacity
 
-    def add(self, sequence: int, prompt: tuple[int, ...], max_tokens: int, eos: tuple[int, ...]) -> None:
-        """Queue a sequence; :meth:`admit` starts it."""
-        self._waiting.append((sequence, _Sequence(prompt, max_tokens, frozenset(eos))))
+    def add(
+        self, sequence: int, prompt: tuple[int, ...], max_tokens: int, eos: tuple[int, ...], replayed: int = 0
+    ) -> None:
+        """Queue a sequence; :meth:`admit` starts it.
+
+        The last ``replayed`` tokens of the prompt were generated once already. They are taken in one by one as they
+        were then, and the prompt before them by the same chunks, for the same rounding.
+        """
+        self._waiting.append((sequence, _Sequence(prompt, max_tokens, frozenset(eos), replayed)))
 
     def admit(self) -> list[int]:
         """Return the sequences that may start now."""
@@ -91,7 +99,8 @@ class Scheduler:
         steps: list[Step] = []
         last = len(state.prompt) - 1
         while state.issued < last and state.in_flight < self._window:
-            tokens = state.prompt[state.issued : min(state.issued + self._chunk, last)]
+            end = min(state.issued + self._chunk, max(last - state.replayed, state.issued + 1))
+            tokens = state.prompt[state.issued : end]
             steps.append(self._issue(state, Step(sequence, state.issued, tokens, sample=False)))
             state.issued += len(tokens)
         if state.issued == last and state.in_flight < self._window:

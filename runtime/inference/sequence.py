@@ -94,7 +94,12 @@ class StageSequence:
         if self._sampler is None:
             opened = self._opened
             self._sampler = TokenSampler(
-                opened.sampling, opened.seed, opened.prompt, int(logits.shape[-1]), opened.logprobs
+                opened.sampling,
+                opened.seed,
+                opened.prompt,
+                int(logits.shape[-1]),
+                opened.logprobs,
+                opened.generated,
             )
         token, logprob, top = self._sampler(logits[:, -1, :], self._position)
         self._last = token

@@ -221,6 +221,9 @@ class Stage(Actor):
                 self._close_sequence(sequence)
             case ConnectStage(next):
                 self._next = next
+                if next is not None:
+                    # The driver may see both while what was on its way from here to there is lost with their link.
+                    self.context.monitor(next)
                 return Done()
             case _Load():
                 # Beside the mailbox, so that the loss of the driver is seen, and ends a load that may take long.
@@ -311,7 +314,7 @@ class Stage(Actor):
             self._sequences.pop(sequence, None)
             if not isinstance(failure, RuntimeFault):
                 logger.opt(exception=failure).error("a step over layers {} failed", self._order.span)
-            self._fail(sequence, str(failure) or repr(failure))
+            self._fail(sequence, failure)
 
     def _pass_on(self, result: Hidden | Sampled | Prefilled | None, error: BaseException | None) -> None:
         target = self._next if isinstance(result, Hidden) else self._order.driver
@@ -319,8 +322,10 @@ class Stage(Actor):
             raise error or ModelError(f"layers {self._order.span} have no next stage")
         self.context.tell(target, result)
 
-    def _fail(self, sequence: int, text: str) -> None:
+    def _fail(self, sequence: int, failure: Exception) -> None:
+        text = f"{self.context.node}: {str(failure) or repr(failure)}"
+        code = failure.code if isinstance(failure, RuntimeFault) else RuntimeFault.code
         try:
-            self.context.tell(self._order.driver, StepFailed(sequence, f"{self.context.node}: {text}"))
+            self.context.tell(self._order.driver, StepFailed(sequence, text, code))
         except RuntimeFault as fault:
             logger.debug("the driver of {} is not told of a failed step: {}", self._order.model, fault)

@@ -31,6 +31,7 @@ from runtime.spi.engine import (
     Tokens,
     TokenText,
     Usage,
+    Waiting,
 )
 from runtime.spi.family import LoadOptions, ModelFamily
 from runtime.spi.frontend import Frontend
@@ -105,6 +106,7 @@ __all__ = [
     "TokenText",
     "Tokens",
     "Usage",
+    "Waiting",
     "Workload",
     "hookimpl",
     "read_checkpoint",

@@ -35,6 +35,7 @@ from runtime.spi import (
     Timings,
     TokenText,
     Usage,
+    Waiting,
 )
 from runtime.spi.engine import LoadedStage
 from runtime_ollama.frontend import OllamaFrontend
@@ -134,6 +135,7 @@ class ScriptedEngine(Engine):
             for index, word in enumerate(words):
                 if index == self.pause_after:
                     self.paused.set()
+                    yield Waiting()
                     await self.resume.wait()
                 self._raise_at(index)
                 yield Delta(word, self._scored(word, request.logprobs))

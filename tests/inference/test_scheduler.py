@@ -175,3 +175,23 @@ def test_one_token_asked_is_one_sample_even_with_lookahead() -> None:
     scheduler.admit()
     assert scheduler.steps(1) == [Step(1, 0, (5,), sample=True)]
     assert scheduler.steps(1) == []
+
+
+@given(prompt=st.integers(1, 40), replayed=st.integers(1, 20), chunk=st.integers(1, 16), stages=st.integers(1, 3))
+def test_what_is_replayed_is_cut_into_the_steps_that_it_came_by(
+    prompt: int, replayed: int, chunk: int, stages: int
+) -> None:
+    tokens = tuple(range(100, 100 + prompt + replayed))
+    scheduler = Scheduler(stages=stages, limit=1, waiting=1, chunk=chunk)
+    scheduler.add(1, tokens, 1, (EOS,), replayed)
+    scheduler.admit()
+    queue, seen = deque(scheduler.steps(1)), []
+    while queue:
+        step = queue.popleft()
+        seen.append(step.tokens)
+        if not step.sample:
+            scheduler.prefilled(1)
+            queue.extend(scheduler.steps(1))
+    whole = tokens[: prompt - 1]
+    chunks = [whole[start : start + chunk] for start in range(0, len(whole), chunk)]
+    assert seen == [*chunks, *((token,) for token in tokens[prompt - 1 :])]
