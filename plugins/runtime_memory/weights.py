@@ -16,7 +16,7 @@ WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
 _NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 """The same types in the headers."""
 _FLOATING = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
-_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d{1,6})\.")
 _EMBEDDING = re.compile(
     r"(?:^|\.)(?:embed|embed_in|embed_tokens|embeddings?|tok_embeddings|token_embeddings|word_embeddings|wte)\."
 )
@@ -24,10 +24,10 @@ _INPUT_ONLY = re.compile(
     r"(?:^|\.)(?:embed_tokens_per_layer|ngram_embeddings|wpe|altup_projections|per_layer_(?:model_)?projection\w*)\."
 )
 """What else makes the first hidden state, and no head shares."""
-_REUSING_LAYER = re.compile(r"(?:^|\.)kv_reuse_layers\.(\d+)\.")
+_REUSING_LAYER = re.compile(r"(?:^|\.)kv_reuse_layers\.(\d{1,6})\.")
 """The last layers of afm7, which are numbered from 0 again."""
 _HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out)(?:\.|$)|^(?:language_model\.)?(?:output|head)\.")
-_EXPERT = re.compile(r"(?<=\.experts)\.\d+(?=\.)")
+_EXPERT = re.compile(r"(?<=\.experts)\.\d{1,6}(?=\.)")
 _NOT_LOADED = re.compile(
     # Made from the configuration; or scales that are multiplied into the weights; or heads that predict further
     # tokens; or parts for pictures and sound, which no text model loads.

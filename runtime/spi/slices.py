@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from runtime.spi.checkpoint import Checkpoint
     from runtime.spi.span import LayerSpan
 
-_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d{1,6})\.")
 _EMBEDDING = re.compile(
     r"(?:^|\.)(?:embed|embed_in|embed_tokens|embedding|embeddings|token_embeddings|tok_embeddings|word_embeddings|wte)\."
 )

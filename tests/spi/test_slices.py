@@ -77,3 +77,8 @@ def test_what_only_one_end_of_the_model_computes_with_is_at_that_end(
 def test_what_is_not_understood_is_everybodys_and_pictures_are_nobodys() -> None:
     names = "model.norm.weight", "shared.weight", "vision_tower.layers.0.weight", "visual.blocks.1.weight"
     assert slices(*names, "mtp.layers.0.mlp.weight") == [{"model.norm.weight", "shared.weight"}] * 3
+
+
+def test_a_number_of_thousands_of_digits_is_no_layers() -> None:
+    name = f"model.layers.{'9' * 5000}.mlp.weight"
+    assert slices(name) == [{name}, {name}, {name}]
