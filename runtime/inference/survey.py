@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -30,6 +31,8 @@ ECHO_BYTES = 256 << 10
 """Of the message that a link's bandwidth is measured with."""
 LINK_SECONDS = 300.0
 """For how long a link is taken to stay as it was measured."""
+LONGEST_SECONDS = 3600.0
+"""Longer than any layer takes for a token, or any message on its way: whoever says so has not measured."""
 
 
 class Surveyed(Message, frozen=True, tag="survey.done"):
@@ -129,7 +132,10 @@ class Surveys:
         self._system = system
 
     async def __call__(self, checkpoint: Checkpoint, options: LoadOptions, nodes: tuple[NodeView, ...]) -> Measures:
-        """Return what the nodes have measured within :data:`SURVEY_SECONDS`."""
+        """Return what the nodes have measured within :data:`SURVEY_SECONDS`.
+
+        What cannot have been measured is left out, with a line in the log: it would decide where the layers go.
+        """
         names = tuple(node.name for node in nodes)
         # The driver, which is here, may be none of those that are to hold layers; the ways to it count all the same.
         peers = dict.fromkeys((self._system.node, *names))
@@ -149,6 +155,26 @@ class Surveys:
             if answer.seconds is None:
                 logger.info("{} has not measured its speed: {}", name, answer.reason)
             else:
-                seconds[name] = answer.seconds
-            links |= {(name, peer): link for peer, link in answer.links.items()}
+                if _is_possible(answer.seconds):
+                    seconds[name] = answer.seconds
+                else:
+                    logger.warning("{} says that its layers take a time that is not possible: not counted", name)
+            for peer, link in answer.links.items():
+                if _is_link(link):
+                    links[name, peer] = link
+                else:
+                    logger.warning("{} says of its link to {} what is not possible, {}: not counted", name, peer, link)
         return Measures(seconds, links)
+
+
+def _is_possible(seconds: LayerSeconds) -> bool:
+    return all(_is_duration(each) for each in (*seconds.decode, *seconds.prefill))
+
+
+def _is_link(link: Link) -> bool:
+    return _is_duration(link.latency) and 1 <= link.bandwidth < math.inf
+
+
+def _is_duration(seconds: float) -> bool:
+    """Whether it is a time that can have been measured: a NaN is not."""
+    return 0 <= seconds <= LONGEST_SECONDS

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import cast
 
 import pytest
 
-from runtime.inference.survey import ECHO_BYTES, Surveys
-from runtime.spi import LoadOptions, PlacementPolicy, PlacementRequest, Plan
+from runtime.actors import ActorRef, ActorSystem
+from runtime.inference.survey import ECHO_BYTES, Survey, Surveyed, Surveys
+from runtime.spi import (
+    Checkpoint,
+    LayerSeconds,
+    Link,
+    LoadOptions,
+    NodeMemory,
+    NodeView,
+    PlacementPolicy,
+    PlacementRequest,
+    Plan,
+)
 from runtime.testing.models import tiny_llama
 from runtime_even.policy import EvenPlacement
 from runtime_minmax.policy import MinmaxPlacement
 from runtime_minmax.settings import MinmaxSettings
 from tests.inference.serving import PROMPT, InferenceNode, reference, request, serving, tokens
-from tests.wire.loopback import eventually
+from tests.wire.loopback import eventually, log_lines
 
 FLOAT32 = LoadOptions("float32", dequantize=True)
 
@@ -141,3 +154,40 @@ async def test_the_links_to_a_driver_that_is_not_to_hold_layers_are_measured_too
         measures = await Surveys(a.system)(checkpoint, FLOAT32, others)
     assert measures.seconds.keys() == {"b"}
     assert measures.links.keys() == {("b", "a")}
+
+
+class Answering:
+    """A system whose every node answers a survey with the same."""
+
+    node = "a"
+
+    def __init__(self, answer: Surveyed) -> None:
+        self.answer = answer
+
+    async def ask(self, ref: ActorRef, message: Survey, timeout: float) -> Surveyed:
+        return self.answer
+
+
+NODE_B = NodeView("b", NodeMemory(total=1 << 30, available=1 << 30), "cpu", ("dense",))
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -1.0, 1e308])
+async def test_what_a_node_cannot_have_measured_is_not_counted(wrong: float) -> None:
+    said = {
+        "a": Link(0.001, 1e9),
+        "c": Link(wrong, 1e9),
+        "d": Link(0.001, math.nan),
+        "e": Link(0.001, math.inf),
+        "f": Link(0.001, 0.0),
+        "g": Link(0.001, -1e9),
+        "h": Link(0.001, 1e-300),
+    }
+    for decode, prefill in ((wrong, 0.01), (0.01, wrong)):
+        answer = Surveyed(LayerSeconds((0.01, decode), (0.01, prefill)), "", said)
+        surveys = Surveys(cast(ActorSystem, Answering(answer)))
+        async with log_lines("WARNING") as lines:
+            measures = await surveys(Checkpoint(Path(), {}, {}), FLOAT32, (NODE_B,))
+        assert not measures.seconds
+        assert measures.links == {("b", "a"): Link(0.001, 1e9)}
+        assert len(lines) == 7
+        assert all("b says" in line for line in lines)
