@@ -126,13 +126,12 @@ class StageHost(Actor):
         with self._pausing():
             needed = await self._compute.run(lambda: self._needed(checkpoint, order.span))
         lacking = needed & checkpoint.absent
-        if not lacking:
-            return checkpoint
         lender: PeerReader | None = None
-        if self._borrower is not None:
+        if lacking and self._borrower is not None:
             lender = await self._borrower.lender(order.model, order.digest)
             if not lender.has_any(checkpoint.tensors[name] for name in lacking):
                 lender = None
+        # Also if nothing is lacking: what another process fetched is compared with its CRC here, before it is loaded.
         return await self._catalogue.fill(files, needed, self._reporter(order), lender)
 
     def _needed(self, checkpoint: Checkpoint, span: LayerSpan) -> frozenset[str]:
