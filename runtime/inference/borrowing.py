@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -34,6 +35,10 @@ OPENING = 4
 SMALL_BYTES = 256 << 20
 """The largest file beside the weights that is taken; tokenizers have some tens of megabytes."""
 
+_DIGEST = re.compile("[0-9a-f]{64}")
+_SHOWN = 80
+"""Characters that are repeated of what is no digest."""
+
 
 class Borrower:
     """Asks the other nodes of the cluster for model files.
@@ -59,8 +64,11 @@ class Borrower:
         """Open a model that no source of this node has.
 
         Raises:
-            ModelError: nobody has it, or it is not what its digest says.
+            ModelError: nobody has it, or it is not what its digest says, or that is no digest.
         """
+        # A peer sent it, and it names a folder that is written, and removed if what is in it is wrong.
+        if _DIGEST.fullmatch(digest) is None:
+            raise ModelError(f"a digest is 64 lowercase hexadecimal digits, and that of {model} is {digest[:_SHOWN]!r}")
         opened = self._opened.get(digest)
         if opened is not None:
             return opened

@@ -13,12 +13,14 @@ import pytest
 
 from runtime.actors import ActorRef
 from runtime.errors import InvalidRequest, ModelError, ModelNotFound, ModelUnsupported, NotFound, RuntimeFault
+from runtime.inference.borrowing import Borrower
 from runtime.inference.catalogue import Catalogue
-from runtime.inference.lending import FILES, PART_BYTES, AskInventory, FileHeld, ReadPart
+from runtime.inference.lending import FILES, PART_BYTES, AskInventory, FileHeld, Lender, ReadPart
 from runtime.spi import Download, ModelFiles, ModelListing, ModelSource, Progress, partial, read_checkpoint
 from runtime.spi.partial import PartialFolder
 from runtime.spi.ranges import size
 from runtime.spi.remote import RemoteFiles
+from runtime.spi.source import Holding, WholeFolder
 from runtime.testing.models import tiny_llama
 from tests.inference.serving import PROMPT, Folders, InferenceNode, reference, request, serving, tokens
 from tests.wire.loopback import eventually
@@ -78,6 +80,18 @@ class Nothing(Folders):
 
     def fetch(self, name: str, progress: Progress) -> Path:
         raise ModelNotFound(f"there is no {name}")
+
+
+class Obliging(Lender):
+    """Says of every digest that it has the model."""
+
+    def __init__(self, catalogue: Catalogue, folder: Path) -> None:
+        super().__init__(catalogue)
+        self._folder = folder
+
+    async def _look(self, model: str, digest: str) -> dict[str, Holding]:
+        del model, digest
+        return WholeFolder(self._folder).holdings()
 
 
 async def test_a_node_that_has_no_model_takes_its_slice_from_one_that_has(tiny: Path, tmp_path: Path) -> None:
@@ -184,6 +198,19 @@ async def test_bytes_that_were_damaged_between_two_processes_are_fetched_again_b
     assert 0 < again.bytes < damaged.nbytes, "only the pieces that are damaged"
     there = (tmp_path / "parts" / damaged.file.name).read_bytes()[begin:end]
     assert there == damaged.file.read_bytes()[begin:end]
+
+
+@pytest.mark.parametrize("digest", ["../kept", "0" * 63, "A" * 64, "0" * 64 + "\n", ""])
+async def test_a_digest_that_is_none_names_no_folder(tiny: Path, tmp_path: Path, digest: str) -> None:
+    kept = Path(shutil.copytree(tiny, tmp_path / "kept"))
+    before = {name: (kept / name).read_bytes() for name in names(kept)}
+    async with serving("a", folders={}) as (a,):
+        a.system.spawn(lambda: Obliging(a.catalogue, tiny), FILES)
+        borrower = Borrower(a.system, lambda: ["a"], tmp_path / "borrowed")
+        with pytest.raises(ModelError, match="a digest is 64 lowercase hexadecimal digits"):
+            await borrower.open("tiny", digest, silent)
+    assert names(tmp_path) == ["kept"]
+    assert {name: (kept / name).read_bytes() for name in names(kept)} == before
 
 
 async def test_a_peer_that_gives_less_than_it_said_is_asked_no_more(tiny: Path, tmp_path: Path) -> None:
