@@ -64,16 +64,30 @@ class HubReader:
         with get_session().stream("GET", location, headers=headers, timeout=HF_HUB_DOWNLOAD_TIMEOUT) as response:
             hf_raise_for_status(response)
             self._check(response, file, start, stop)
-            content: bytes = response.read()
-        return content
+            content = bytearray()
+            for chunk in response.iter_bytes():
+                content += chunk
+                if len(content) > stop - start:
+                    raise ModelError(
+                        f"{_server(response)} was asked for {stop - start} bytes of {self._target.repo}/{file} and "
+                        "sends more; the rest was not read"
+                    )
+        return bytes(content)
 
     def _check(self, response: Any, file: str, start: int, stop: int) -> None:
         """Look at what is coming before it is read: the whole file may be larger than the memory."""
         expected = f"bytes {start}-{stop - 1}/{self._sizes[file]}"
         found = response.headers.get("Content-Range")
+        server = _server(response)
         if response.status_code == 206 and found == expected:
+            encoding = response.headers.get("Content-Encoding", "identity")
+            if encoding.lower() != "identity":
+                # The client unpacks as much as came at once, which may be more than the memory holds.
+                raise ModelError(
+                    f"{server} was asked for {self._target.repo}/{file} as it is and sends it packed ({encoding}); "
+                    "look whether a proxy does that"
+                )
             return
-        server = urlsplit(str(response.url)).hostname
         if response.status_code == 200:
             raise NoRanges(f"{server} sends {self._target.repo}/{file} as a whole only")
         raise ModelError(
@@ -101,6 +115,11 @@ class Unreachable:
         """Raise the reason."""
         del file, start, stop
         raise self._why
+
+
+def _server(response: Any) -> str | None:
+    """Name the host that answered."""
+    return urlsplit(str(response.url)).hostname
 
 
 def _authorization(location: str) -> dict[str, str]:

@@ -6,6 +6,7 @@ ranges (https://huggingface.co/docs/hub/api). Point a process at it with :meth:`
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import re
@@ -76,6 +77,10 @@ class StandInHub:
         """How often each such address was used."""
         self.ranges = True
         """Whether parts of files are sent; a server without ranges sends them whole."""
+        self.excess = 0
+        """Bytes that are sent after each part of a file, which nobody asked for."""
+        self.packs = False
+        """Whether parts of files are sent in gzip's form, though nobody asked for that."""
         self._counting = threading.Lock()
         self.stall_after: int | None = None
         """Stop the next body that is longer after this many bytes, set :attr:`stalled`, and wait for the client to go
@@ -238,6 +243,11 @@ class _Handler(BaseHTTPRequestHandler):
         if asked:
             self.send_header("Content-Range", f"bytes {first}-{last}/{len(content)}")
         part = content[first : last + 1]
+        if asked:
+            part += bytes(self.stand_in.excess)
+        if asked and self.stand_in.packs:
+            part = gzip.compress(part)
+            self.send_header("Content-Encoding", "gzip")
         self.send_header("Content-Length", str(len(part)))
         self.send_header("Content-Type", "application/octet-stream")
         self.send_header("Accept-Ranges", "bytes")

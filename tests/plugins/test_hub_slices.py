@@ -182,6 +182,21 @@ def test_a_server_without_ranges_sends_the_whole(hub: StandInHub, folder: Path, 
     assert answer["absent"] == []
 
 
+def test_a_server_that_sends_more_than_it_was_asked_for_is_not_read_to_the_end(hub: StandInHub, tmp_path: Path) -> None:
+    hub.excess = 100 << 20
+    answer = fetch(hub, tmp_path, SPAN)
+    assert answer["error"] == "ModelError"
+    assert "sends more" in answer["message"]
+    assert hub.sent < hub.excess
+
+
+def test_a_part_that_comes_packed_is_refused_before_it_is_unpacked(hub: StandInHub, tmp_path: Path) -> None:
+    hub.packs = True
+    answer = fetch(hub, tmp_path, SPAN)
+    assert answer["error"] == "ModelError"
+    assert "sends it packed (gzip)" in answer["message"]
+
+
 def test_contents_that_are_not_what_the_hub_says_are_refused(hub: StandInHub, tmp_path: Path) -> None:
     repository = hub.repositories["org/tiny"]
     repository.hashes = dict.fromkeys(repository.hashes, "0" * 64)
