@@ -43,20 +43,43 @@ class _Remedy(NamedTuple):
 def what_would_help(fits: Callable[[Asked], bool], asked: Asked) -> str:
     """Return a line with the changes that are each enough by themselves, the smallest change first.
 
-    ``fits`` says whether a placement is possible; whoever can do with less can do with still less.
+    ``fits`` says whether a placement is possible; whoever can do with less can do with still less. After
+    :data:`SEARCH_SECONDS` nothing more is tried, which is said.
     """
     deadline = time.monotonic() + SEARCH_SECONDS
+    failed: list[Asked] = []
+    untried: list[Asked] = []
 
     def in_time(changed: Asked) -> bool:
-        return time.monotonic() < deadline and fits(changed)
+        if time.monotonic() >= deadline:
+            untried.append(changed)
+            return False
+        enough = fits(changed)
+        if not enough:
+            failed.append(changed)
+        return enough
 
     found = sorted(_remedies(in_time, asked), key=lambda remedy: remedy.change)
-    if not found:
-        return (
-            "What would help: a smaller model, or more memory. Not enough by itself is any of less context, "
-            f"a single sequence, {MORE_NODES} more nodes of this size, and {QUANTIZATIONS[-1]} bit weights."
-        )
-    return f"What would help: {'; or '.join(remedy.text for remedy in found)}."
+    sentences = [f"What would help: {'; or '.join(each.text for each in found) or 'a smaller model, or more memory'}."]
+    if not found and failed:
+        sentences.append(f"Not enough by itself: {', '.join(_in_words(failed, asked))}.")
+    if untried:
+        sentences.append(f"The search was cut short after {SEARCH_SECONDS:g} s: less, or something else, may do too.")
+    return " ".join(sentences)
+
+
+def _in_words(failed: list[Asked], asked: Asked) -> Iterator[str]:
+    """Yield the most of each change that was tried and was not enough."""
+    if min(each.context for each in failed) < asked.context:
+        yield "less context"
+    if min(each.sequences for each in failed) < asked.sequences:
+        yield "a single sequence"
+    if more := max(each.more_nodes for each in failed):
+        yield f"{more} more node(s) of this size"
+    if (share := min(each.weights for each in failed)) < 1:
+        yield f"{share * asked.bits - SCALES_BITS:g} bit weights"
+    if min(each.reserve for each in failed) < asked.reserve:
+        yield "a models.memory_reserve of 0"
 
 
 def _remedies(fits: Callable[[Asked], bool], asked: Asked) -> Iterator[_Remedy]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.errors import PlacementRefused
+from runtime.inference import remedies
 from runtime.inference.planning import Measures, PlacingSettings, Planned, Planner
 from runtime.inference.remedies import CONTEXT_STEP, Asked, what_would_help
 from runtime.spi import (
@@ -179,4 +182,52 @@ def test_keeping_less_free_is_said_last_and_no_less_than_is_enough() -> None:
     assert text == (
         "What would help: a context of 256 tokens instead of 1024; or a models.memory_reserve of at most 300 MiB where "
         "it lacks."
+    )
+
+
+def test_all_that_was_tried_and_is_not_enough_is_said() -> None:
+    assert what_would_help(lambda each: False, Asked(1024, 4, 16.0, reserve=900 * MIB)) == (
+        "What would help: a smaller model, or more memory. Not enough by itself: less context, a single sequence, "
+        "8 more node(s) of this size, 4 bit weights, a models.memory_reserve of 0."
+    )
+    assert what_would_help(lambda each: False, Asked(256, 1, 4.0)) == (
+        "What would help: a smaller model, or more memory. Not enough by itself: 8 more node(s) of this size."
+    )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (6.0, " Not enough by itself: less context."),
+        (2.0, " Not enough by itself: less context, a single sequence, 1 more node(s) of this size."),
+        (0.0, ""),
+    ],
+)
+def test_a_search_that_is_cut_short_claims_only_what_it_tried(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, said: str
+) -> None:
+    now = 0.0
+
+    def slow(each: Asked) -> bool:
+        nonlocal now
+        now += seconds
+        return False
+
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    if not seconds:
+        monkeypatch.setattr(remedies, "SEARCH_SECONDS", 0.0)
+    text = what_would_help(slow, Asked(1024, 4, 16.0))
+    assert text == (
+        f"What would help: a smaller model, or more memory.{said} The search was cut short after "
+        f"{remedies.SEARCH_SECONDS:g} s: less, or something else, may do too."
+    )
+
+
+def test_a_search_that_is_cut_short_names_what_it_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter((0.0, 1.0, 2.0))
+    monkeypatch.setattr(time, "monotonic", lambda: next(times, 9.0))
+    text = what_would_help(lambda each: each.context <= 512, Asked(1024, 4, 16.0))
+    assert text == (
+        "What would help: a context of 512 tokens instead of 1024. The search was cut short after 5 s: less, or "
+        "something else, may do too."
     )
