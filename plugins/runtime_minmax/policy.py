@@ -41,7 +41,7 @@ class MinmaxPlacement(PlacementPolicy):
         reasons = [
             self._headline(request, nodes, problem, plan),
             *(["they stay where they are"] if kept and kept != found.plan else []),
-            *_left_out(nodes, problem, found if plan == found.plan else Found(plan, {})),
+            *_left_out(request, nodes, problem, found if plan == found.plan else Found(plan, {})),
             *_unmeasured(request, nodes),
             *notes,
             *unable_note(request),
@@ -70,6 +70,8 @@ class MinmaxPlacement(PlacementPolicy):
         self, request: PlacementRequest, nodes: Sequence[NodeView], problem: Problem, plan: list[Slice]
     ) -> str:
         split = ", ".join(f"{nodes[part.node].name} {part.stop - part.start}" for part in plan)
+        if not _any_measured(request, nodes):  # a time would be one of the assumed speed
+            return f"{request.layers} layers cut for {self._settings.objective}: {split}"
         latency = f"{_milliseconds(problem.latency(plan))} a token"
         if self._settings.objective == "throughput":
             busiest = f"the busiest stage takes {_milliseconds(problem.bottleneck(plan))}"
@@ -82,8 +84,13 @@ def _stage(request: PlacementRequest, node: str, part: Slice) -> StagePlan:
     return StagePlan(node, span, request.estimate(span).total)
 
 
-def _left_out(nodes: Sequence[NodeView], problem: Problem, found: Found) -> list[str]:
+def _any_measured(request: PlacementRequest, nodes: Sequence[NodeView]) -> bool:
+    return any(measured_here(request, node) is not None for node in nodes)
+
+
+def _left_out(request: PlacementRequest, nodes: Sequence[NodeView], problem: Problem, found: Found) -> list[str]:
     """Say why each node that could have layers has none."""
+    measured = _any_measured(request, nodes)
     used = {part.node for part in found.plan}
     latency = problem.latency(found.plan)
     notes = []
@@ -93,7 +100,7 @@ def _left_out(nodes: Sequence[NodeView], problem: Problem, found: Found) -> list
             continue
         if not (problem.lo[index] <= problem.hi[index]).any():
             notes.append(f"{node.name} cannot hold a single layer")
-        elif latency < found.latency_with.get(index, latency) < float("inf"):
+        elif measured and latency < found.latency_with.get(index, latency) < float("inf"):
             slower = _milliseconds(found.latency_with[index])
             notes.append(f"{node.name} is left out: with it a token would take {slower} instead")
         else:

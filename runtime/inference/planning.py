@@ -65,7 +65,7 @@ class Measures(msgspec.Struct, frozen=True):
 
 
 Survey = Callable[[Checkpoint, LoadOptions, tuple[NodeView, ...]], Awaitable[Measures]]
-"""Has the nodes measure a model and their links."""
+"""Returns what is known of a model's speed on nodes, and of their links."""
 
 
 class Planned(msgspec.Struct, frozen=True):
@@ -100,7 +100,7 @@ class Planner:
             model: its name.
             checkpoint: its headers.
             nodes: the live ones, the first of which drives the model.
-            survey: asked only for a policy that weighs what it finds, and only where there is a choice of nodes.
+            survey: asked only for a policy that weighs what it finds.
             current: where the layers are, or were.
             context: instead of the configured one.
 
@@ -109,8 +109,7 @@ class Planner:
         """
         refused: tuple[PlacementRefused, Planned] | None = None
         for among, options in self._ways(checkpoint, nodes):
-            wants = self._policy.measures and len(among) > 1
-            measures = await survey(checkpoint, options, among) if wants else Measures()
+            measures = await survey(checkpoint, options, among) if self._policy.measures else Measures()
             for length in candidate_contexts(checkpoint, context or self.settings.context):
                 tried = self._planned(model, checkpoint, among, options, measures, current, length, nodes[0].name)
                 try:

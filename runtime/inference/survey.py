@@ -134,8 +134,11 @@ class Surveys:
     async def __call__(self, checkpoint: Checkpoint, options: LoadOptions, nodes: tuple[NodeView, ...]) -> Measures:
         """Return what the nodes have measured within :data:`SURVEY_SECONDS`.
 
-        What cannot have been measured is left out, with a line in the log: it would decide where the layers go.
+        A node that is alone is not asked, as there is nothing to choose. What cannot have been measured is left out,
+        with a line in the log: it would decide where the layers go.
         """
+        if len(nodes) < 2:
+            return Measures()
         names = tuple(node.name for node in nodes)
         # The driver, which is here, may be none of those that are to hold layers; the ways to it count all the same.
         peers = dict.fromkeys((self._system.node, *names))

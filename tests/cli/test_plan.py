@@ -122,6 +122,22 @@ def test_speeds_and_links_of_the_file_are_weighed(tmp_path: Path, model: str) ->
     assert {node["name"]: node["decode"] for node in report["nodes"]} == pytest.approx({"studio": 0.012, "mini": 0.006})
 
 
+def test_the_speed_of_a_single_node_is_the_files(tmp_path: Path, model: str) -> None:
+    nodes = '[[nodes]]\nname = "desk"\navailable = "4GiB"\ndecode = 0.0021\nprefill = 0.0\n'
+    text = planned(tmp_path, model, "--set", "roles.placement=minmax", nodes=nodes)
+    assert "- 6 layers cut for latency: desk 6\n- 12.6 ms a token\n" in text
+
+
+@pytest.mark.parametrize("objective", ["latency", "throughput"])
+def test_where_no_speed_is_given_no_time_is_said(tmp_path: Path, model: str, objective: str) -> None:
+    nodes = "".join(f'[[nodes]]\nname = "{name}"\navailable = "4GiB"\n' for name in ("one", "other"))
+    options = ["--set", "roles.placement=minmax", "--set", f"plugins.minmax.objective={objective}"]
+    for given in (nodes, nodes.partition('[[nodes]]\nname = "other"')[0]):
+        text = planned(tmp_path, model, *options, nodes=given)
+        assert f"- 6 layers cut for {objective}: o" in text
+        assert " ms" not in text
+
+
 def test_a_refusal_says_what_would_help(tmp_path: Path, model: str) -> None:
     file = tmp_path / "nodes.toml"
     file.write_text('[[nodes]]\nname = "a"\navailable = "80MiB"\nreserve = "0B"\n')

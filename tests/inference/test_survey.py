@@ -9,6 +9,7 @@ from typing import cast
 import pytest
 
 from runtime.actors import ActorRef, ActorSystem
+from runtime.inference.planning import Measures
 from runtime.inference.survey import ECHO_BYTES, Survey, Surveyed, Surveys
 from runtime.spi import (
     Checkpoint,
@@ -148,12 +149,13 @@ async def test_a_node_that_joins_moves_nothing_that_is_served(folder: Path, tmp_
 
 
 async def test_the_links_to_a_driver_that_is_not_to_hold_layers_are_measured_too(folder: Path, tmp_path: Path) -> None:
-    async with serving("a", "b", folders={"tiny": folder}, probes=tmp_path) as (a, _):
+    async with serving("a", "b", "c", folders={"tiny": folder}, probes=tmp_path) as (a, _, _):
         checkpoint = await a.catalogue.fetch("tiny", lambda progress: None)
         others = tuple(view for view in a.membership.views() if view.name != "a")
         measures = await Surveys(a.system)(checkpoint, FLOAT32, others)
-    assert measures.seconds.keys() == {"b"}
-    assert measures.links.keys() == {("b", "a")}
+        assert await Surveys(a.system)(checkpoint, FLOAT32, others[:1]) == Measures()
+    assert measures.seconds.keys() == {"b", "c"}
+    assert measures.links.keys() == {("b", "a"), ("c", "a"), ("b", "c"), ("c", "b")}
 
 
 class Answering:
@@ -168,7 +170,7 @@ class Answering:
         return self.answer
 
 
-NODE_B = NodeView("b", NodeMemory(total=1 << 30, available=1 << 30), "cpu", ("dense",))
+TWO = tuple(NodeView(name, NodeMemory(total=1 << 30, available=1 << 30), "cpu", ("dense",)) for name in ("b", "b2"))
 
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, -1.0, 1e308])
@@ -186,8 +188,8 @@ async def test_what_a_node_cannot_have_measured_is_not_counted(wrong: float) -> 
         answer = Surveyed(LayerSeconds((0.01, decode), (0.01, prefill)), "", said)
         surveys = Surveys(cast(ActorSystem, Answering(answer)))
         async with log_lines("WARNING") as lines:
-            measures = await surveys(Checkpoint(Path(), {}, {}), FLOAT32, (NODE_B,))
+            measures = await surveys(Checkpoint(Path(), {}, {}), FLOAT32, TWO)
         assert not measures.seconds
-        assert measures.links == {("b", "a"): Link(0.001, 1e9)}
-        assert len(lines) == 7
-        assert all("b says" in line for line in lines)
+        assert measures.links == {(node.name, "a"): Link(0.001, 1e9) for node in TWO}
+        assert len(lines) == 14
+        assert sum(line.startswith("b says") for line in lines) == 7
