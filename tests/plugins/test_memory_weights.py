@@ -97,3 +97,11 @@ def test_weights_that_autoawq_packed(tmp_path: Path, zeros: bool, dequantize: bo
     folder = write(tmp_path / "model", config, awq(config, zeros=zeros))
     options = LoadOptions("float32", dequantize=dequantize)
     assert counted(folder, options) == held(folder, options)
+
+
+@pytest.mark.parametrize("numbered", ["model.layers", "model.kv_reuse_layers"])
+def test_a_number_of_thousands_of_digits_is_no_layers(numbered: str) -> None:
+    name = f"{numbered}.{'9' * 5000}.mlp.weight"
+    tensors = {name: TensorInfo(name, "F32", (4,), Path("w"), 0, 16)}
+    weights = Weights(Checkpoint(Path(), {"num_hidden_layers": 2}, tensors), LoadOptions("float32", dequantize=False))
+    assert weights.of(LayerSpan.whole(2)).resident == 16
