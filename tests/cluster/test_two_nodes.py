@@ -31,11 +31,17 @@ def tell(node: NodeProcess, max_tokens: int, **options: Any) -> Any:
 
 def test_each_node_lists_both(two_nodes: tuple[NodeProcess, NodeProcess]) -> None:
     for node, other in (two_nodes, two_nodes[::-1]):
-        entries = {entry["name"]: entry for entry in listed(node, "nodes")}
-        assert {name: entry["state"] for name, entry in entries.items()} == {node.name: "self", other.name: "up"}
-        assert entries[other.name]["address"] == other.address
-        assert entries[other.name]["backend"] == "cpu"
-        assert entries[other.name]["memory_total"] > 0
+
+        def entries(node: NodeProcess = node) -> dict[str, Any]:
+            return {entry["name"]: entry for entry in listed(node, "nodes")}
+
+        # What a node says of itself comes a moment after the link.
+        eventually(lambda: entries()[other.name]["address"], f"{node.name} hears of {other.name}")  # noqa: B023 - at once
+        found = entries()
+        assert {name: entry["state"] for name, entry in found.items()} == {node.name: "self", other.name: "up"}
+        assert found[other.name]["address"] == other.address
+        assert found[other.name]["backend"] == "cpu"
+        assert found[other.name]["memory_total"] > 0
 
 
 def test_each_node_says_which_layers_are_where(two_nodes: tuple[NodeProcess, NodeProcess]) -> None:
