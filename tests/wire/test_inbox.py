@@ -91,10 +91,12 @@ async def test_a_taker_that_wants_others_to_have_their_turn_gets_the_next_frame_
     await asyncio.sleep(0)
     source.arrive(b"1", b"2", b"3")
     assert got == [b"1"]
+    assert not source.reading, "a loop that reads on and on would leave nobody a turn"
     source.arrive(b"4")
     assert got == [b"1"], "what arrives does not jump the queue"
     assert await turns(lambda: len(got) == 4) >= 3
     assert got == [b"1", b"2", b"3", b"4"]
+    await turns(lambda: source.reading)
     delivering.cancel()
 
 
