@@ -62,7 +62,7 @@ def stop_for_a_while(folder: Path, seconds: float = 2.5, times: int = 2) -> list
         for stopped in (b, a)[:times]:
             stopped.process.send_signal(signal.SIGSTOP)
             try:
-                time.sleep(seconds)
+                time.sleep(seconds)  # the disturbance itself
             finally:
                 stopped.process.send_signal(signal.SIGCONT)
             see_each_other(a, b)
@@ -75,7 +75,7 @@ def burn_cores(folder: Path, seconds: float) -> list[str]:
     """Burn all cores for so long; return the losses that were logged."""
     with pair(folder) as (a, b):
         with burned_cores():
-            time.sleep(seconds)
+            time.sleep(seconds)  # the disturbance itself
         see_each_other(a, b)
         return losses(a, b)
 

@@ -81,7 +81,7 @@ class Trio:
         names = {"a", *self.others}
         for node in (self.api, *self.others.values()):
             eventually(
-                lambda node=node: all(node.sees().get(name) in ("up", "self") for name in names),  # type: ignore[misc]
+                lambda node=node: all(node.sees().get(name) in ("up", "self") for name in names),  # type: ignore[misc]  # mypy cannot infer a lambda's defaults
                 f"node {node.name} sees the others",
                 WAIT_SECONDS,
             )
@@ -201,7 +201,7 @@ def soak(
                 raise RuntimeError(f"a node that is back is not used: only {sorted(placed)} hold layers")
             running = [clients.submit(read_stream, trio.api.url, body) for body in orders]
             eventually(lambda: trio.api.active() == streams, "all streams are under way", WAIT_SECONDS)
-            time.sleep(draw.uniform(0.0, 1.0))
+            time.sleep(draw.uniform(0.0, 1.0))  # the loss comes at any moment, not at one of theirs
             with trio.disturbed(disturbance, victim):
                 heard = tuple(each.result() for each in running)
             trio.api.unload(model)

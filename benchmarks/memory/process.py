@@ -129,7 +129,7 @@ def _submit(compute: ComputeThread, sequence: StageSequence, step: Step | Hidden
         else:
             future.set_exception(error)
 
-    dispatch: Callable[[], Any] = lambda: sequence.step(step)  # noqa: E731
+    dispatch: Callable[[], Any] = lambda: sequence.step(step)  # noqa: E731 - named for its type, which mypy does not infer for an argument
     compute.submit(dispatch, finished)
     return future
 

@@ -17,7 +17,7 @@ import numpy as np
 from gguf.constants import MODEL_ARCH, MODEL_ARCH_NAMES, ExpertGatingFuncType, GGMLQuantizationType, RopeScalingType
 from numpy.typing import NDArray
 
-from runtime.testing.gguf_files import bpe_metadata, llama_cpp_order
+from runtime.testing.gguf_files import add_value, bpe_metadata, llama_cpp_order
 
 ARCHITECTURES: Mapping[str, MODEL_ARCH] = {
     "cohere": MODEL_ARCH.COMMAND_R,
@@ -93,7 +93,7 @@ def export(
     tokenizer = bpe_metadata()
     prefix = MODEL_ARCH_NAMES[architecture] + "."
     for key, value in {**tokenizer, **(keys or {})}.items():
-        _add(writer, key.replace("{arch}.", prefix), value)
+        add_value(writer, key.replace("{arch}.", prefix), value)
     names = gguf.get_tensor_name_map(architecture, int(config["num_hidden_layers"]))
     encoding = GGMLQuantizationType[kind]
     block = gguf.GGML_QUANT_SIZES[encoding][0]
@@ -108,22 +108,6 @@ def export(
     writer.write_tensors_to_file()
     writer.close()
     return path if path.is_file() else min(path.parent.glob(f"{path.stem}-00001-of-*.gguf"))
-
-
-def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
-    match value:
-        case None:
-            return
-        case bool():
-            writer.add_bool(key, value)
-        case str():
-            writer.add_string(key, value)
-        case int():
-            writer.add_uint32(key, value)
-        case float():
-            writer.add_float32(key, value)
-        case _:
-            writer.add_array(key, value)
 
 
 def _gguf_name(names: gguf.TensorNameMap, name: str) -> str:

@@ -104,19 +104,7 @@ def write_llama(
         }
         tensors["token_embd.weight"] = np.zeros((len(spm[0]), HIDDEN), dtype=np.float32)
     for key, value in {**metadata, **(keys or {})}.items():
-        match value:
-            case None:
-                continue
-            case bool():
-                writer.add_bool(key, value)
-            case str():
-                writer.add_string(key, value)
-            case int():
-                writer.add_uint32(key, value)
-            case float():
-                writer.add_float32(key, value)
-            case _:
-                writer.add_array(key, value)
+        add_value(writer, key, value)
     for name, tensor in tensors.items():
         if name in without:
             continue
@@ -132,3 +120,20 @@ def write_llama(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def add_value(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
+    """Add a value to the metadata as the type that converters give it; None adds nothing."""
+    match value:
+        case None:
+            return
+        case bool():
+            writer.add_bool(key, value)
+        case str():
+            writer.add_string(key, value)
+        case int():
+            writer.add_uint32(key, value)
+        case float():
+            writer.add_float32(key, value)
+        case _:
+            writer.add_array(key, value)

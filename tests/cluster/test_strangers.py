@@ -102,7 +102,7 @@ def test_a_model_that_another_node_has_not_or_has_otherwise_is_refused_with_that
             assert error["message"].startswith("node far ")
             assert words in error["message"]
         for node in (near, far):
-            eventually(lambda node=node: node.get("status")["memory_reserved"] == 0, "nothing is held")  # type: ignore[misc]
+            eventually(lambda node=node: node.get("status")["memory_reserved"] == 0, "nothing is held")  # type: ignore[misc]  # mypy cannot infer a lambda's defaults
             assert node.get("ps")["models"] == []
 
 

@@ -122,4 +122,4 @@ def test_nodes_that_are_asked_at_the_same_moment_place_a_model_once(
         assert [served["name"] for served in node.get("ps")["models"]].count(model) == 1
     two_nodes[1].unload(model)
     for node in two_nodes:
-        eventually(lambda node=node: node.layers(model) == {}, f"{node.name} knows that it is unloaded")  # type: ignore[misc]
+        eventually(lambda node=node: node.layers(model) == {}, f"{node.name} knows that it is unloaded")  # type: ignore[misc]  # mypy cannot infer a lambda's defaults
