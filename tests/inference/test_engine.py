@@ -494,7 +494,10 @@ async def test_unloading_gives_all_the_memory_back(early: bool, tmp_path: Path) 
             await events(a, request())
         await a.engine.unload("tiny")
         await eventually(lambda: any(isinstance(event, ModelUnloaded) for event in a.telemetry.events))
-        assert await a.compute.run(mx.get_active_memory) - before < 100_000
+        async with asyncio.timeout(DEADLINE):
+            # The last step of a generation that was given up may hold the slice for a moment longer.
+            while await a.compute.run(mx.get_active_memory) - before >= 100_000:  # noqa: ASYNC110 - MLX tells nobody
+                await asyncio.sleep(0.01)
         assert await a.compute.run(mx.get_cache_memory) < 100_000
 
 
