@@ -197,8 +197,9 @@ class Starter:
         return node
 
     def pair(self, threads: int, *more: str) -> tuple[NodeProcess, NodeProcess]:
-        first = self.node("stage-1", threads, "cluster.listen=127.0.0.1:0", *more, load=False)
-        second = self.node("stage-2", threads, "cluster.listen=127.0.0.1:0", peers_of(first), *more, load=False)
+        halves = ("cluster.listen=127.0.0.1:0", "roles.placement=even", *more)
+        first = self.node("stage-1", threads, *halves, load=False)
+        second = self.node("stage-2", threads, *halves, peers_of(first), load=False)
         deadline = time.monotonic() + SERVER_SECONDS
         while len(first.get("nodes")["nodes"]) < 2 or any(
             node.get("status")["blas"] is None for node in (first, second)

@@ -7,10 +7,9 @@ import os
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any
 
-import psutil
 from loguru import logger
 
 from runtime import __version__
@@ -23,19 +22,26 @@ from runtime.http.admin import ActorTree, NodeEntry, NodeStatus, admin_router
 from runtime.http.listener import Listener, serve
 from runtime.http.server import create_app
 from runtime.http.settings import HttpSettings
-from runtime.inference.accelerator import Accelerator, prepare
+from runtime.inference.accelerator import Accelerator, held_bytes, prepare, working_set_left
 from runtime.inference.blas import backend_name
+from runtime.inference.borrowing import Borrower
 from runtime.inference.catalogue import Catalogue
 from runtime.inference.compute import ComputeThread
 from runtime.inference.driver import Driver, DriverLimits
 from runtime.inference.engine import RuntimeEngine
+from runtime.inference.lending import FILES, Lender
 from runtime.inference.models import MODELS, Models
-from runtime.inference.placing import Placer, PlacingSettings
+from runtime.inference.placing import Placer
+from runtime.inference.planning import PlacingSettings, Planner
+from runtime.inference.probe_cache import Probes
 from runtime.inference.progress import ProgressBoard
+from runtime.inference.report import PlanReport, describe
 from runtime.inference.stage import STAGES, StageHost
+from runtime.inference.survey import SURVEYOR, Surveyor, Surveys
 from runtime.inference.telemetry import emit_all
 from runtime.keyless import LoopbackOnly
-from runtime.spi import Discovery, Frontend, ModelFamily, ModelSource, NodeMemory, PeerChanged, Telemetry
+from runtime.machine import Machine
+from runtime.spi import Discovery, Frontend, ModelFamily, ModelSource, PeerChanged, Telemetry
 from runtime.spi.hookspecs import PluginContext
 from runtime.spi.loader import PluginRecord, Plugins, Role
 from runtime.wire import DialStatus, Limits, Network, WebSockets
@@ -79,8 +85,8 @@ class Node:
         self._frontends: dict[str, Frontend] = self._providers("frontend", config.roles.frontends)
         sources: dict[str, ModelSource] = self._providers("source", config.roles.sources)
 
-        self._last_memory = psutil.virtual_memory()
-        self.ledger = Ledger(self.system, self._memory)
+        self._machine = Machine(int(config.models.memory_reserve), config.memory.policy, working_set_left)
+        self.ledger = Ledger(self.system, self._machine.memory, held_bytes)
         discovery: Discovery = self._provider("discovery", config.roles.discovery)
         self.membership = Membership(
             self.system,
@@ -95,6 +101,9 @@ class Node:
         self._board = ProgressBoard()
         self._catalogue = Catalogue(sources)
         sinks = tuple(self._telemetry.values())
+        self._borrower = (
+            Borrower(self.system, self._peers, config.node.data_dir / "borrowed") if config.models.share else None
+        )
         self.engine = RuntimeEngine(
             self.system,
             self._catalogue,
@@ -103,21 +112,28 @@ class Node:
             self.registry.entries,
             sinks,
             config.models.default,
+            self._borrower,
         )
         self._placer = Placer(
             self.system,
             self._catalogue,
             self.membership.views,
-            self._provider("placement", config.roles.placement),
-            self._provider("memory", config.roles.memory),
-            self._placing_settings(),
+            Planner(
+                self._provider("placement", config.roles.placement),
+                self._provider("memory", config.roles.memory),
+                PlacingSettings.of(config.models),
+            ),
+            Surveys(self.system),
         )
+        self._probes = Probes(self._families, config.node.data_dir / "probes")
         self._sinks = sinks
 
     # -- life -------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Start the actors, and join the cluster if one is configured."""
+        if self.config.memory.policy == "off":
+            logger.warning("memory.policy is off: models are placed here whether or not there is memory for them")
         self.ledger.start()
         self.membership.start()
         self.registry.start()
@@ -130,9 +146,13 @@ class Node:
                 self._board,
                 self._sinks,
                 self.membership.pausing,
+                self._borrower,
             ),
             STAGES,
         )
+        if self.config.models.share:
+            self.system.spawn(lambda: Lender(self._catalogue), FILES)
+        self.system.spawn(lambda: Surveyor(self._probes, self.compute, self._round_trip), SURVEYOR)
         self.system.spawn(lambda: Models(self._new_driver, self._served_by, self._peers), MODELS)
         listen = self.config.cluster.listen_address
         if listen is not None:
@@ -181,7 +201,7 @@ class Node:
 
     def status(self) -> NodeStatus:
         """Describe this node."""
-        memory = self._memory()
+        memory = self.ledger.memory()
         served = self.registry.entries()
         accelerator = self._accelerator
         return NodeStatus(
@@ -193,7 +213,7 @@ class Node:
             blas=None if accelerator is None else accelerator.blas.name,
             memory_total=memory.total,
             memory_available=memory.available,
-            memory_reserved=self.ledger.memory().reserved,
+            memory_reserved=memory.reserved,
             nodes=len(self.membership.views()),
             models=len(served),
             active=sum(entry.active for entry in served),
@@ -221,6 +241,11 @@ class Node:
         """List the plugins found, with their state."""
         return self._plugins.records
 
+    async def plan(self, model: str, context: int | None) -> PlanReport:
+        """Plan a model as it would be placed now."""
+        planned = await self._placer.plan(model, lambda progress: None, context)
+        return describe(planned, self.membership.views())
+
     # -- inside -----------------------------------------------------------------------------------------------------
 
     def _provider(self, role: Role, name: str) -> Any:
@@ -244,16 +269,6 @@ class Node:
             probe_timeout=cluster.probe_timeout,
         )
 
-    def _placing_settings(self) -> PlacingSettings:
-        models = self.config.models
-        return PlacingSettings(
-            context=models.context,
-            sequences=models.sequences,
-            prefill_chunk=models.prefill_chunk,
-            dtype=models.dtype,
-            dequantize=str(models.dequantize).lower(),
-        )
-
     def _new_driver(self, model: str) -> Driver:
         models = self.config.models
         limits = DriverLimits(
@@ -274,17 +289,12 @@ class Node:
         entry = self.registry.lookup(model)
         return None if entry is None else entry.driver
 
+    def _round_trip(self, peer: str) -> float | None:
+        info = self.membership.member(peer)
+        return None if info is None else info.rtt
+
     def _peers(self) -> list[str]:
         return [view.name for view in self.membership.views() if view.name != self.system.node]
-
-    def _memory(self) -> NodeMemory:
-        # Reading it opens a file, which fails while no file descriptor is free; the node outlives that.
-        with suppress(OSError):
-            self._last_memory = psutil.virtual_memory()
-        memory = self._last_memory
-        return NodeMemory(
-            total=memory.total, available=memory.available, reserve=int(self.config.models.memory_reserve)
-        )
 
     def _backend(self) -> str:
         return backend_name() if self._accelerator is None else self._accelerator.backend

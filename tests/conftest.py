@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -24,9 +25,25 @@ settings.load_profile("runtime")
 
 
 MODEL = "smollm2:135m"
+CAPITAL = "What is the capital of France?"
+STORY = "Write a story about a fox."
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1"}
 """OpenBLAS's threads wait for each other by spinning: with fewer free cores than threads they are many times slower."""
+os.environ.update(ONE_THREAD)  # before this process has a BLAS: other tests run beside its own
 SAMPLE = Path(__file__).parent / "sample_plugin"
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Have tests that share nodes run in one process, so that the nodes are started and the model is converted once."""
+    for item in items:
+        if isinstance(item, pytest.Function) and "nodes_folder" in item.fixturenames:
+            item.add_marker(pytest.mark.xdist_group("nodes"))
+
+
+def pytest_collection_finish() -> None:
+    """Spare garbage collections what was imported: letting go of a model is one, and tests do it hundreds of times."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -112,8 +129,13 @@ def node(nodes_folder: Path) -> Iterator[NodeProcess]:
 
 @pytest.fixture(scope="session")
 def two_nodes(nodes_folder: Path) -> Iterator[tuple[NodeProcess, NodeProcess]]:
-    """Run two nodes that share a cluster key and serve the embedded model together."""
-    settings = ("cluster.listen=127.0.0.1:0", "cluster.key=a secret of two", "models.context=2048")
+    """Run two nodes that share a cluster key and serve the embedded model together, each with half of it."""
+    settings = (
+        "cluster.listen=127.0.0.1:0",
+        "cluster.key=a secret of two",
+        "models.context=2048",
+        "roles.placement=even",
+    )
     with (
         node_process(nodes_folder, "a", *settings, env=ONE_THREAD) as a,
         node_process(nodes_folder, "b", *settings, peers_of(a), env=ONE_THREAD) as b,
@@ -141,6 +163,14 @@ def converted(node: NodeProcess, nodes_folder: Path) -> Path:
     node.load(MODEL)
     (folder,) = (path for path in (nodes_folder / "data" / "gguf").iterdir() if path.is_dir())
     return folder
+
+
+@pytest.fixture(scope="session")
+def chats(converted: Path) -> dict[str, Reference]:
+    """What mlx-lm says to two chats with the embedded model: it ends the first, and 64 tokens do not end the second."""
+    prompts = (CAPITAL, STORY)
+    jobs = [{"messages": [{"role": "user", "content": prompt}], "max_tokens": 64} for prompt in prompts]
+    return dict(zip(prompts, ask_mlx_lm(converted, *jobs), strict=True))
 
 
 def ask_mlx_lm(folder: Path, *jobs: dict[str, Any]) -> list[Reference]:

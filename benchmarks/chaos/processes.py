@@ -14,7 +14,7 @@ from pathlib import Path
 
 from runtime.testing.processes import NodeProcess, eventually, node_process, peers_of
 
-CLUSTER = ("cluster.listen=127.0.0.1:0", "cluster.key=a secret of two")
+CLUSTER = ("cluster.listen=127.0.0.1:0", "cluster.key=a secret of two", "roles.placement=even")
 SECONDS = 60.0
 """How long nodes may take for what is not measured; a loaded machine is slow."""
 _LOST = re.compile(r"is down|the link to node .* is gone")
@@ -62,7 +62,7 @@ def stop_for_a_while(folder: Path, seconds: float = 2.5, times: int = 2) -> list
         for stopped in (b, a)[:times]:
             stopped.process.send_signal(signal.SIGSTOP)
             try:
-                time.sleep(seconds)
+                time.sleep(seconds)  # the disturbance itself
             finally:
                 stopped.process.send_signal(signal.SIGCONT)
             see_each_other(a, b)
@@ -75,7 +75,7 @@ def burn_cores(folder: Path, seconds: float) -> list[str]:
     """Burn all cores for so long; return the losses that were logged."""
     with pair(folder) as (a, b):
         with burned_cores():
-            time.sleep(seconds)
+            time.sleep(seconds)  # the disturbance itself
         see_each_other(a, b)
         return losses(a, b)
 

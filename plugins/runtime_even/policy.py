@@ -1,14 +1,12 @@
-"""The even split, and the refusal that says what would make the model fit."""
+"""The even split."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from msgspec import structs
-
 from runtime.errors import PlacementRefused
 from runtime.spi import LayerSpan, MemoryEstimate, NodeView, PlacementPolicy, PlacementRequest, Plan, StagePlan
-from runtime.spi.memory import KV_CACHE
+from runtime.spi.planning import able_nodes, budgets_table, deficit, names, needs_table, size, unable_note
 
 
 class Stage(NamedTuple):
@@ -20,10 +18,8 @@ class Stage(NamedTuple):
 
     @property
     def deficit(self) -> int:
-        """Bytes that the node lacks; negative is what it has to spare."""
-        memory = self.node.memory
-        # Not from what can be granted, which is never below nothing: the reserve may be more than there is.
-        return self.need.total - (memory.available - memory.reserve)
+        """Bytes that the node lacks."""
+        return deficit(self.node, self.need.total)
 
 
 class EvenPlacement(PlacementPolicy):
@@ -34,22 +30,14 @@ class EvenPlacement(PlacementPolicy):
 
         With more nodes than layers the last nodes get none, and so does a node that runs no model family.
         """
-        if not request.nodes:
-            raise PlacementRefused(f"{request.model} cannot be placed: no node is up")
-        without = tuple(node.name for node in request.nodes if not node.families)
-        request = structs.replace(request, nodes=tuple(node for node in request.nodes if node.families))
-        if not request.nodes:
-            raise PlacementRefused(
-                f"{request.model} cannot be placed: no model family runs on {', '.join(without)}; "
-                "name one in roles.families of a node"
-            )
-        spans = even_spans(request.layers, len(request.nodes))
-        stages = [Stage(node, span, request.estimate(span)) for node, span in zip(request.nodes, spans, strict=False)]
+        nodes = able_nodes(request)
+        spans = even_spans(request.layers, len(nodes))
+        stages = [Stage(node, span, request.estimate(span)) for node, span in zip(nodes, spans, strict=False)]
         if any(stage.deficit > 0 for stage in stages):
             raise PlacementRefused(_refusal(request, stages))
         return Plan(
             stages=tuple(StagePlan(node=stage.node.name, span=stage.span, bytes=stage.need.total) for stage in stages),
-            reason=_reason(request, stages, without),
+            reason=_reason(request, stages, nodes[len(stages) :]),
         )
 
 
@@ -66,71 +54,21 @@ def even_spans(layers: int, nodes: int) -> list[LayerSpan]:
     return spans
 
 
-def _reason(request: PlacementRequest, stages: list[Stage], without: tuple[str, ...]) -> str:
+def _reason(request: PlacementRequest, stages: list[Stage], idle: tuple[NodeView, ...]) -> str:
     split = ", ".join(f"{stage.node.name} {len(stage.span)}" for stage in stages)
-    idle = [node.name for node in request.nodes[len(stages) :]]
-    rest = f"; no layers are left for {', '.join(idle)}" if idle else ""
-    unable = f"; no model family runs on {', '.join(without)}" if without else ""
-    return f"{request.layers} layers split evenly: {split}{rest}{unable}"
+    rest = (f"no layers are left for {names(idle)}",) if idle else ()
+    return "; ".join((f"{request.layers} layers split evenly: {split}", *rest, *unable_note(request)))
 
 
 def _refusal(request: PlacementRequest, stages: list[Stage]) -> str:
-    short = [stage for stage in stages if stage.deficit > 0]
-    names = ", ".join(stage.node.name for stage in short)
-    lines = [f"{request.model} does not fit: {names} lacks memory for an even split over {len(stages)} node(s).", ""]
-    lines += _table([["slice", "needs", "of which"]] + [_need_row(stage) for stage in stages])
-    lines.append("")
-    lines += _table([["node", "grantable", "available", "reserve", "lacks"]] + [_node_row(stage) for stage in stages])
-    lines += ["", _remedy(request, short)]
-    return "\n".join(lines)
-
-
-def _need_row(stage: Stage) -> list[str]:
-    parts = ", ".join(f"{part.name} {_size(part.bytes)}" for part in stage.need.parts if part.bytes)
-    return [f"layers {stage.span}", _size(stage.need.total), parts]
-
-
-def _node_row(stage: Stage) -> list[str]:
-    memory = stage.node.memory
-    lacks = _size(stage.deficit) if stage.deficit > 0 else "-"
-    return [stage.node.name, _size(memory.grantable), _size(memory.available), _size(memory.reserve), lacks]
-
-
-def _remedy(request: PlacementRequest, short: list[Stage]) -> str:
-    """Say the smallest change that is known to be enough."""
-    kept = [_kept_share(stage) for stage in short]
-    if min(kept) >= 0.05:
-        return (
-            f"What would help: less context or fewer sequences at once, so that the KV cache is at most "
-            f"{int(min(kept) * 100)}% of what was asked."
-        )
-    spare = min(stage.node.memory.available - stage.need.total for stage in short)
-    if spare >= 0:
-        return f"What would help: a models.memory_reserve of at most {spare >> 20} MiB where it lacks."
-    for nodes in range(len(request.nodes) + 1, min(request.layers, len(request.nodes) + 16) + 1):
-        spans = even_spans(request.layers, nodes)
-        needs = [request.estimate(span).total for span in spans]
-        if all(need <= node.memory.grantable for need, node in zip(needs, request.nodes, strict=False)):
-            more = nodes - len(request.nodes)
-            return f"What would help: {more} more node(s) with {_size(max(needs[-more:]))} to grant."
-    most = max(stage.deficit for stage in short)
-    return f"What would help: a smaller or more quantized model, or {_size(most)} more memory where it lacks."
-
-
-def _kept_share(stage: Stage) -> float:
-    """Return the share of the KV cache that would still fit, 0 where even none of it is not enough."""
-    cache = sum(part.bytes for part in stage.need.parts if part.name == KV_CACHE)
-    return max(0.0, 1 - stage.deficit / cache) if cache else 0.0
-
-
-def _table(rows: list[list[str]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [
-        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
-
-
-def _size(count: int) -> str:
-    if count >= 1 << 30:
-        return f"{count / (1 << 30):.2f} GiB"
-    return f"{-(-count // (1 << 20))} MiB"
+    short = names(stage.node for stage in stages if stage.deficit > 0)
+    budgets = [(stage.node, [size(stage.deficit) if stage.deficit > 0 else "-"]) for stage in stages]
+    return "\n".join(
+        [
+            f"{request.model} does not fit: {short} lacks memory for an even split over {len(stages)} node(s).",
+            "",
+            *needs_table((f"layers {stage.span}", stage.need) for stage in stages),
+            "",
+            *budgets_table(budgets, "lacks"),
+        ]
+    )

@@ -15,21 +15,26 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from runtime.errors import CheckpointCorrupt
-from runtime_gguf.architecture import ROPE_FREQS, Architecture, Move, read_architecture
-from runtime_gguf.reader import GgufHeader, GgufTensor, read_header
-from runtime_gguf.repack import BF16, F16, F32, GROUP, KEPT, PACKED_BITS, expand, pack
+from runtime.errors import CheckpointCorrupt, ModelUnsupported
+from runtime_gguf.architecture import Architecture, Move, read_architecture
+from runtime_gguf.reader import GgufHeader, GgufTensor
+from runtime_gguf.repack import F32, GROUP, KEPT, PACKED, expand, pack, values
+from runtime_gguf.rope import FACTOR_TENSORS
+from runtime_gguf.split import read_model
 from runtime_gguf.tokenizer import write_tokenizer
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-CONVERTER = 1
+    Mapped = dict[Path, NDArray[np.uint8]]
+    """The bytes of each file."""
+
+CONVERTER = 2
 """Raised whenever the same file would be converted differently; part of the cache key."""
 
 CHUNK_BYTES = 8 << 20
-_WIDTH = {"U32": 4, "F16": 2, "BF16": 2, "F32": 4}
+_WIDTH = {"U32": 4, "F16": 2, "BF16": 2, "F32": 4, "U8": 1}
 
 
 class Slot(NamedTuple):
@@ -45,9 +50,9 @@ class Slot(NamedTuple):
 
 
 def convert(source: Path, target: Path, progress: Callable[[int, int], None]) -> None:
-    """Convert the GGUF file ``source`` into the existing, empty folder ``target``.
+    """Convert the GGUF file ``source``, and those that belong to it, into the existing, empty folder ``target``.
 
-    ``progress`` is called with the bytes of ``source`` done so far and in all.
+    ``progress`` is called with the bytes done so far and in all.
 
     Raises:
         CheckpointCorrupt: the file is damaged.
@@ -55,8 +60,10 @@ def convert(source: Path, target: Path, progress: Callable[[int, int], None]) ->
     """
     import numpy as np
 
-    header = read_header(source)
-    mapped: NDArray[np.uint8] = np.memmap(source, dtype=np.uint8, mode="r")
+    header = read_model(source)
+    mapped: Mapped = {
+        file: np.memmap(file, dtype=np.uint8, mode="r") for file in {tensor.file for tensor in header.tensors.values()}
+    }
     architecture = read_architecture(header, _rope_factors(header, mapped))
     special = write_tokenizer(header, target, int(architecture.config["vocab_size"]))
     config = {**architecture.config, **special, **_quantization(architecture)}
@@ -66,56 +73,59 @@ def convert(source: Path, target: Path, progress: Callable[[int, int], None]) ->
     _write_weights(architecture.moves, mapped, target / "model.safetensors", progress)
 
 
-def _rope_factors(header: GgufHeader, mapped: NDArray[np.uint8]) -> list[float] | None:
+def _rope_factors(header: GgufHeader, mapped: Mapped) -> dict[str, list[float]]:
     import numpy as np
 
-    tensor = header.tensors.get(ROPE_FREQS)
-    if tensor is None:
-        return None
-    if tensor.kind != F32 or tensor.nbytes > 1 << 16:
-        raise CheckpointCorrupt(f"{ROPE_FREQS} of {header.path} is not a short list of float32")
-    raw = mapped[tensor.offset : tensor.offset + tensor.nbytes]
-    return [float(value) for value in np.frombuffer(raw.tobytes(), dtype="<f4")]
+    factors: dict[str, list[float]] = {}
+    for name in FACTOR_TENSORS:
+        tensor = header.tensors.get(name)
+        if tensor is None:
+            continue
+        if tensor.kind != F32 or tensor.nbytes > 1 << 16:
+            raise CheckpointCorrupt(f"{name} of {header.path} is not a short list of float32")
+        raw = _bytes_of(tensor, mapped)
+        factors[name] = [float(value) for value in np.frombuffer(raw.tobytes(), dtype="<f4")]
+        if not all(map(math.isfinite, factors[name])):
+            raise CheckpointCorrupt(f"{name} of {header.path} has a value that is not a number")
+    return factors
 
 
 def _quantization(architecture: Architecture) -> dict[str, Any]:
     """Write MLX's ``quantization`` section: the commonest form, and each module that differs from it."""
-    bits = {
-        move.name.removesuffix(".weight"): PACKED_BITS[move.tensor.kind]
-        for move in architecture.moves
-        if _is_packed(move.tensor)
+    forms = {
+        move.name.removesuffix(".weight"): PACKED[move.tensor.kind] for move in architecture.moves if _is_packed(move)
     }
-    if not bits:
+    if not forms:
         return {}
-    (commonest, _), *_ = Counter(bits.values()).most_common(1)
-    section: dict[str, Any] = {"group_size": GROUP, "bits": commonest, "mode": "affine"}
-    for module, width in bits.items():
-        if width != commonest:
-            section[module] = {"group_size": GROUP, "bits": width}
+    (commonest, _), *_ = Counter(forms.values()).most_common(1)
+    section: dict[str, Any] = {"group_size": GROUP, "bits": commonest.bits, "mode": commonest.mode}
+    for module, form in forms.items():
+        if form != commonest:
+            section[module] = {"group_size": GROUP, "bits": form.bits, "mode": form.mode}
     return {"quantization": section, "quantization_config": section}
 
 
-def _is_packed(tensor: GgufTensor) -> bool:
-    return tensor.kind in PACKED_BITS and len(tensor.shape) == 2
+def _is_packed(move: Move) -> bool:
+    """Whether the tensor stays packed; vectors, and what has to be added to, do not."""
+    matrix = len(move.shape) > 1 and move.name.endswith(".weight")
+    return move.packs and matrix and move.tensor.kind in PACKED and not move.shift
 
 
 def slots(move: Move) -> list[Slot]:
     """Name the safetensors tensors that one GGUF tensor becomes."""
-    tensor = move.tensor
-    if _is_packed(tensor):
-        rows, columns = tensor.shape
+    if _is_packed(move):
+        *rows, columns = move.shape
+        form = PACKED[move.tensor.kind]
         module = move.name.removesuffix(".weight")
-        return [
-            Slot(f"{module}.weight", "U32", (rows, columns * PACKED_BITS[tensor.kind] // 32)),
-            Slot(f"{module}.scales", "F16", (rows, columns // GROUP)),
-            Slot(f"{module}.biases", "F16", (rows, columns // GROUP)),
-        ]
-    return [Slot(move.name, KEPT.get(tensor.kind, "F16"), tensor.shape)]
+        packed = Slot(f"{module}.weight", "U32", (*rows, columns * form.bits // 32))
+        groups = (*rows, columns // GROUP)
+        if form.mode == "mxfp4":
+            return [packed, Slot(f"{module}.scales", "U8", groups)]
+        return [packed, Slot(f"{module}.scales", "F16", groups), Slot(f"{module}.biases", "F16", groups)]
+    return [Slot(move.name, "F32" if move.shift else KEPT.get(move.tensor.kind, "F16"), move.shape)]
 
 
-def _write_weights(
-    moves: tuple[Move, ...], mapped: NDArray[np.uint8], file: Path, progress: Callable[[int, int], None]
-) -> None:
+def _write_weights(moves: tuple[Move, ...], mapped: Mapped, file: Path, progress: Callable[[int, int], None]) -> None:
     entries: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
     at = 0
     for move in moves:
@@ -147,23 +157,31 @@ def _write_weights(
         os.fsync(stream.fileno())
 
 
-def _chunks(move: Move, mapped: NDArray[np.uint8]) -> Iterator[tuple[tuple[NDArray[Any], ...], int]]:
+def _bytes_of(tensor: GgufTensor, mapped: Mapped) -> NDArray[np.uint8]:
+    return mapped[tensor.file][tensor.offset : tensor.offset + tensor.nbytes]
+
+
+def _chunks(move: Move, mapped: Mapped) -> Iterator[tuple[tuple[NDArray[Any], ...], int]]:
     """Yield the converted tensor some rows at a time, with the bytes of the source that they took."""
     import numpy as np
 
     tensor = move.tensor
-    raw = mapped[tensor.offset : tensor.offset + tensor.nbytes]
+    raw = _bytes_of(tensor, mapped)
     # A vector counts as a matrix of one row, except where its elements must be reordered.
-    rows = tensor.shape[0] if len(tensor.shape) > 1 or move.heads else 1
+    rows = math.prod(move.shape[:-1]) if len(move.shape) > 1 else move.shape[0] if move.heads else 1
+    if move.heads and len(move.shape) == 1 and tensor.kind not in KEPT:
+        raise ModelUnsupported(f"tensor {tensor.name} is a list of numbers in blocks, which is not converted")
     table = raw.reshape(rows, -1)
     order = None if move.heads is None else natural_order(rows, move.heads)
     step = max(1, CHUNK_BYTES // table.shape[1])
     for start in range(0, rows, step):
         part = table[start : start + step] if order is None else table[order[start : start + step]]
         part = np.ascontiguousarray(part)
-        if _is_packed(tensor):
-            yield tuple(pack(tensor.kind, part, tensor.name)), part.nbytes
-        elif tensor.kind in (F32, F16, BF16):
+        if _is_packed(move):
+            yield pack(tensor.kind, part, tensor.name), part.nbytes
+        elif move.shift:
+            yield (values(tensor.kind, part, tensor.name) - np.float32(move.shift),), part.nbytes
+        elif tensor.kind in KEPT:
             yield (part,), part.nbytes
         else:
             yield (np.ascontiguousarray(expand(tensor.kind, part, tensor.name)),), part.nbytes

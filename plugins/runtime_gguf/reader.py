@@ -38,6 +38,7 @@ _SMALLEST_TENSOR = 8 + 4 + 4 + 8
 class GgufTensor(NamedTuple):
     """Where one tensor lies, and how it is encoded."""
 
+    file: Path
     name: str
     kind: int
     """Number of the ggml type."""
@@ -131,7 +132,7 @@ class _Parser:
                     f"tensor {name!r} should take {nbytes} bytes at {start + offset}, and the file has {self._size}; "
                     "it was probably cut short: fetch it again"
                 )
-            tensors[name] = GgufTensor(name, kind, shape, start + offset, nbytes)
+            tensors[name] = GgufTensor(self._path, name, kind, shape, start + offset, nbytes)
         in_order = sorted(tensors.values(), key=lambda tensor: tensor.offset)
         for before, after in itertools.pairwise(in_order):
             if before.offset + before.nbytes > after.offset:

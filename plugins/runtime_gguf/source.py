@@ -16,6 +16,7 @@ import msgspec
 
 from runtime.errors import ModelError, ModelNotFound
 from runtime.spi import Download, ModelListing, ModelSource, Progress
+from runtime_gguf.split import files_of
 
 SOURCE = "gguf"
 MARKER = "source.json"
@@ -62,23 +63,25 @@ class GgufSource(ModelSource):
                 found[name] = file
         for folder in self._paths:
             for file in sorted(folder.expanduser().glob("*.gguf")):
-                found.setdefault(file.name, file)
-        known = {file.resolve() for file in found.values()}
+                parts = files_of(file)
+                if file == parts[0] and all(part.is_file() for part in parts):
+                    found.setdefault(file.name, file)
+        known = {_canonical(file) for file in found.values()}
         for marker in sorted(self._cache.glob(f"*/{MARKER}")):
             file = Path(json.loads(marker.read_text(encoding="utf-8"))["path"])
-            if file.is_file() and file.resolve() not in known:
-                known.add(file.resolve())
+            if all(part.is_file() for part in files_of(file)) and _canonical(file) not in known:
+                known.add(_canonical(file))
                 found[str(file)] = file
         listings = []
         for name, file in found.items():
-            stat = file.stat()
-            target, _ = self._target(file.resolve())
+            stats = [part.stat() for part in files_of(file)]
+            target, _ = self._target(_canonical(file))
             listings.append(
                 ModelListing(
                     name=name,
                     source=SOURCE,
-                    bytes=stat.st_size,
-                    modified=stat.st_mtime,
+                    bytes=sum(stat.st_size for stat in stats),
+                    modified=max(stat.st_mtime for stat in stats),
                     path=target if target.is_dir() else None,
                 )
             )
@@ -86,7 +89,10 @@ class GgufSource(ModelSource):
 
     def fetch(self, name: str, progress: Progress) -> Path:
         """Return the converted folder, converting the file first if it is new or has changed."""
-        file = self._locate(name).resolve()
+        file = _canonical(self._locate(name))
+        missing = [part.name for part in files_of(file) if not part.is_file()]
+        if missing:
+            raise ModelNotFound(f"{file} is one of {len(files_of(file))} files, and {missing[0]} is not beside it")
         target, identity = self._target(file)
         if target.is_dir():
             return target
@@ -99,7 +105,7 @@ class GgufSource(ModelSource):
         except OSError as error:
             raise ModelError(
                 f"{name} could not be converted into {target}: {error.strerror or error}; "
-                f"about {file.stat().st_size >> 20} MiB are needed there"
+                f"about {sum(part.stat().st_size for part in files_of(file)) >> 20} MiB are needed there"
             ) from error
         return target
 
@@ -107,8 +113,13 @@ class GgufSource(ModelSource):
         """Return the folder that holds the file as it is now once it is converted, and what the marker says of it."""
         from runtime_gguf.convert import CONVERTER
 
-        stat = file.stat()
-        identity = {"path": str(file), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "converter": CONVERTER}
+        stats = [part.stat() for part in files_of(file)]
+        identity: dict[str, object] = {
+            "path": str(file),
+            "size": sum(stat.st_size for stat in stats),
+            "mtime_ns": max(stat.st_mtime_ns for stat in stats),
+            "converter": CONVERTER,
+        }
         key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
         return self._cache / f"{file.stem}-{key}", identity
 
@@ -140,6 +151,15 @@ class GgufSource(ModelSource):
         near = [listing.name for listing in self.local()]
         hint = f"; there are {', '.join(near)}" if near else ""
         raise ModelNotFound(f"there is no GGUF file {name} (looked at {', '.join(map(str, tried))}){hint}")
+
+
+def _canonical(file: Path) -> Path:
+    """Return one path for all ways to name a model: its first file, or its only one with links followed.
+
+    The links of several files are left alone, because what they point to may be named otherwise (in the hub's cache).
+    """
+    first, *others = files_of(file.absolute())
+    return first if others else file.resolve()
 
 
 def _convert_into(target: Path, name: str, file: Path, identity: dict[str, object], progress: Progress) -> None:

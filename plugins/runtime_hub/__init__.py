@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 def _source(settings: Any, context: PluginContext) -> ModelSource:
     from runtime_hub.source import HubSource
 
-    del settings, context
-    return HubSource()
+    del settings
+    return HubSource(context.data_dir / "hub")
 
 
 @hookimpl

@@ -1,41 +1,51 @@
-"""Downloads snapshots into the hub's own cache, and falls back on that cache where there is no network."""
+"""Models of the hub, in its own cache where they are whole, and in a folder of ours where they are not."""
 
 from __future__ import annotations
 
-import errno
-import re
-import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from runtime.errors import CheckpointCorrupt, ModelError, ModelNotFound, ModelUnsupported, RuntimeFault
-from runtime.spi import ModelListing, ModelSource, Progress
+from runtime.errors import CheckpointCorrupt, ModelError, ModelNotFound
+from runtime.spi import ModelFiles, ModelListing, ModelSource, Progress
+from runtime.spi.checkpoint import weight_files
+from runtime.spi.partial import PartialFolder
+from runtime.spi.source import WholeFolder
+from runtime_hub.cache import cached_file, cached_folder, check_space, fetch_files, referenced
+from runtime_hub.files import HubFiles
 from runtime_hub.progress import Meter
-from runtime_hub.snapshot import ALLOWED, IGNORED, RepoName, is_wanted, missing_files, wrong_sizes
+from runtime_hub.reader import HubReader, NoRanges, Unreachable
+from runtime_hub.remote import Remote, ask
+from runtime_hub.snapshot import RepoName, missing_files, wrong_sizes
 
 if TYPE_CHECKING:
     from huggingface_hub import CachedRevisionInfo
 
 SOURCE = "hub"
-
-
-class Remote(NamedTuple):
-    """What the hub says of a revision."""
-
-    commit: str
-    sizes: dict[str, int]
-    """Bytes of each file that is wanted."""
+BLOCK_BYTES = 512
+"""What ``st_blocks`` counts."""
 
 
 class HubSource(ModelSource):
-    """Obeys huggingface_hub's own environment variables: HF_ENDPOINT, HF_HOME, HF_TOKEN, HF_HUB_OFFLINE."""
+    """Obeys huggingface_hub's own environment variables: HF_ENDPOINT, HF_HOME, HF_TOKEN, HF_HUB_OFFLINE.
+
+    ``parts`` is the folder for files of which only parts are wanted. They must not lie in the hub's cache, where other
+    programs would take them for whole.
+    """
+
+    def __init__(self, parts: Path) -> None:
+        self._parts = parts
+        self._folders: dict[Path, PartialFolder] = {}
+        """What this process knows of what is in each, which is more than another one can know."""
 
     def claims(self, name: str) -> bool:
         """Claim ``org/name`` and ``org/name@revision``."""
         return RepoName.parse(name) is not None
 
     def local(self) -> list[ModelListing]:
-        """List the complete snapshots in the cache, each by a name that fetches it."""
+        """List the complete snapshots in the cache, each by a name that fetches it; and what is here in parts."""
+        return [*self._whole(), *self._partial()]
+
+    def _whole(self) -> list[ModelListing]:
         from huggingface_hub import scan_cache_dir
         from huggingface_hub.errors import CacheNotFound
 
@@ -57,178 +67,103 @@ class HubSource(ModelSource):
             if not missing_files(revision.snapshot_path)
         ]
 
+    def _partial(self) -> list[ModelListing]:
+        listings = []
+        for commit in sorted(self._parts.glob("*/*/")):
+            files = [file.stat() for file in commit.glob("*.safetensors")]
+            repo = commit.parent.name.replace("--", "/", 1)
+            main = referenced(RepoName(repo, "main"))
+            if files and cached_file(RepoName(repo, commit.name), commit.name, "config.json") is not None:
+                listings.append(
+                    ModelListing(
+                        name=repo if main is not None and main.name == commit.name else f"{repo}@{commit.name}",
+                        source=SOURCE,
+                        bytes=sum(min(stat.st_size, stat.st_blocks * BLOCK_BYTES) for stat in files),
+                        modified=max(stat.st_mtime for stat in files),
+                    )
+                )
+        return listings
+
+    def open(self, name: str, progress: Progress) -> ModelFiles:
+        """Fetch configuration, tokenizer and headers; of the weights nothing else."""
+        target = _parse(name)
+        try:
+            remote = ask(target)
+        except ModelError as unreachable:
+            return self._open_offline(target, name, unreachable, progress)
+        config = cached_file(target, remote.commit, "config.json")
+        if config is not None and not wrong_sizes(config.parent, remote.sizes):
+            return WholeFolder(config.parent)
+        try:
+            return self._open_parts(target, remote, name, progress)
+        except NoRanges:
+            return WholeFolder(self.fetch(name, progress))
+
     def fetch(self, name: str, progress: Progress) -> Path:
         """Return the snapshot's folder, after a download of whatever the cache lacks of it."""
-        target = RepoName.parse(name)
-        if target is None:
-            raise ModelNotFound(f"{name!r} is not the name of a repository; write org/name, or org/name@revision")
+        target = _parse(name)
         try:
-            remote = _ask(target)
+            remote = ask(target)
         except ModelError as unreachable:
-            return _cached(target, unreachable)
-        return _download(target, remote, name, progress)
+            return cached_folder(target, unreachable)
+        lacking = [file for file in remote.sizes if cached_file(target, remote.commit, file) is None]
+        left = sum(remote.sizes[file] for file in lacking)
+        check_space(target, left)
+        total = sum(remote.sizes.values())
+        return fetch_files(target, remote, list(remote.sizes), Meter(name, progress, done=total - left, total=total))
+
+    def _open_parts(self, target: RepoName, remote: Remote, name: str, progress: Progress) -> ModelFiles:
+        small = [file for file in remote.sizes if not file.endswith(".safetensors")]
+        total = sum(remote.sizes[file] for file in small)
+        folder = fetch_files(target, remote, small, Meter(name, progress, done=0, total=total))
+        here: dict[str, Path] = {}
+        sizes: dict[str, int] = {}
+        for file in weight_files(folder, remote.sizes):
+            path = cached_file(target, remote.commit, file)
+            if path is not None and path.stat().st_size == remote.sizes[file]:
+                here[file] = path
+            else:
+                sizes[file] = remote.sizes[file]
+        parts = self._folder(self._parts_folder(target, remote.commit), sizes)
+        reader = HubReader(target, remote.commit, sizes)
+        return HubFiles(target, remote, name, folder, here, parts, reader, progress)
+
+    def _open_offline(self, target: RepoName, name: str, unreachable: ModelError, progress: Progress) -> ModelFiles:
+        """Open what is here: the whole snapshot, or as much of it as was fetched before."""
+        try:
+            return WholeFolder(cached_folder(target, unreachable))
+        except ModelError as fault:
+            incomplete = fault
+        folder = referenced(target)
+        if folder is None:
+            raise incomplete
+        parts_folder = self._parts_folder(target, folder.name)
+        here = {file.name: file for file in folder.glob("*.safetensors")}
+        parts = {file.name: file.stat().st_size for file in parts_folder.glob("*.safetensors") if file.name not in here}
+        try:
+            names = weight_files(folder, {*here, *parts})
+        except CheckpointCorrupt:
+            raise incomplete from None
+        here = {name: file for name, file in here.items() if name in names}
+        sizes = {name: size for name, size in parts.items() if name in names}
+        reader = Unreachable(incomplete)
+        return HubFiles(target, None, name, folder, here, self._folder(parts_folder, sizes), reader, progress)
+
+    def _folder(self, folder: Path, sizes: dict[str, int]) -> PartialFolder:
+        known = self._folders.get(folder)
+        if known is None or known.sizes() != sizes:
+            known = self._folders[folder] = PartialFolder(folder, sizes)
+        return known
+
+    def _parts_folder(self, target: RepoName, commit: str) -> Path:
+        return self._parts / target.repo.replace("/", "--") / commit
 
 
-def _ask(target: RepoName) -> Remote:
-    """Ask the hub for the revision's files.
-
-    Raises:
-        ModelNotFound: it has no such repository or revision.
-        ModelUnsupported: the repository holds no safetensors.
-        ModelError: the hub cannot be reached, or will not say.
-    """
-    from huggingface_hub import HfApi
-
-    try:
-        info = HfApi().model_info(target.repo, revision=target.revision, files_metadata=True, timeout=10)
-    except _hub_errors() as error:
-        raise fault(target, error) from error
-    sizes = {entry.rfilename: entry.size or 0 for entry in info.siblings or []}
-    wanted = [name for name in sizes if is_wanted(name)]
-    if info.sha is None or not any(name.endswith(".safetensors") for name in wanted):
-        kinds = sorted({Path(name).suffix for name in sizes if Path(name).suffix in (".gguf", ".bin", ".pth", ".onnx")})
-        found = f"only {', '.join(kinds)} files" if kinds else "no weights"
-        raise ModelUnsupported(
-            f"the repository {target.repo} has {found}, and safetensors are needed; look for one that has them, "
-            "or give the path of a downloaded .gguf file"
-        )
-    return Remote(info.sha, {name: sizes[name] for name in wanted})
-
-
-def _cached(target: RepoName, unreachable: ModelError) -> Path:
-    """Return the cached snapshot, or raise the reason why the hub was not asked."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        folder = Path(
-            snapshot_download(
-                target.repo,
-                revision=target.revision,
-                allow_patterns=list(ALLOWED),
-                ignore_patterns=list(IGNORED),
-                local_files_only=True,
-            )
-        )
-    except LocalEntryNotFoundError:
-        raise unreachable from None
-    missing = missing_files(folder)
-    if missing:
-        raise ModelError(
-            f"{unreachable.message}; the copy in the cache is not complete: it lacks {', '.join(missing)}"
-        ) from unreachable
-    return folder
-
-
-def _download(target: RepoName, remote: Remote, name: str, progress: Progress) -> Path:
-    from huggingface_hub import hf_hub_download, snapshot_download, try_to_load_from_cache
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    total = sum(remote.sizes.values())
-    cached = [
-        file
-        for file in remote.sizes
-        if isinstance(try_to_load_from_cache(target.repo, file, revision=remote.commit), str)
-    ]
-    done = sum(remote.sizes[file] for file in cached)
-    check_space(target, Path(HF_HUB_CACHE), total - done)
-    meter = Meter(name, progress, done=done, total=total)
-    try:
-        folder = Path(
-            snapshot_download(
-                target.repo,
-                revision=target.revision,
-                allow_patterns=list(ALLOWED),
-                ignore_patterns=list(IGNORED),
-                tqdm_class=meter.bar_class(),
-            )
-        )
-        if folder.name != remote.commit:
-            # The branch moved between the two requests; what was asked first is what is wanted.
-            folder = Path(
-                snapshot_download(
-                    target.repo,
-                    revision=remote.commit,
-                    allow_patterns=list(ALLOWED),
-                    ignore_patterns=list(IGNORED),
-                    tqdm_class=meter.bar_class(),
-                )
-            )
-        for file in wrong_sizes(folder, remote.sizes):
-            hf_hub_download(target.repo, file, revision=remote.commit, force_download=True)
-    except _hub_errors() as error:
-        raise fault(target, error) from error
-    wrong = wrong_sizes(folder, remote.sizes)
-    if wrong:
-        raise CheckpointCorrupt(f"{', '.join(wrong)} of {target.repo} came with another size than the hub says; retry")
-    return folder
-
-
-def _hub_errors() -> tuple[type[Exception], ...]:
-    """Name what huggingface_hub raises for a network or a server that fails, and for a disk that does."""
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-
-    # Its HTTP client was httpx and is httpx2; HfHubHTTPError derives from the client's base of all errors.
-    (client_error,) = [base for base in HfHubHTTPError.__bases__ if base is not OSError]
-    return (client_error, OfflineModeIsEnabled, OSError)
-
-
-def check_space(target: RepoName, cache: Path, needed: int) -> None:
-    """Refuse a download of ``needed`` bytes that the cache's disk cannot hold.
-
-    Raises:
-        ModelError: it cannot.
-    """
-    existing = next(folder for folder in (cache, *cache.parents) if folder.is_dir())
-    free = shutil.disk_usage(existing).free
-    if free < needed:
-        raise ModelError(
-            f"{target.repo} needs {needed >> 20} MiB more on the disk of {cache}, which has {free >> 20} MiB free; "
-            "make room, or set HF_HOME to another disk"
-        )
-
-
-def fault(target: RepoName, error: Exception) -> RuntimeFault:
-    """Say what went wrong with the hub. No message repeats a header or a token."""
-    from huggingface_hub import constants
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    hub = re.sub("//[^/@]*@", "//", constants.ENDPOINT)  # an address may carry a password
-    match error:
-        case GatedRepoError():
-            return ModelError(
-                f"{target.repo} is gated: accept its licence at {hub}/{target.repo}, and set HF_TOKEN to a token of "
-                "that account"
-            )
-        case RevisionNotFoundError():
-            return ModelNotFound(f"the repository {target.repo} on {hub} has no revision {target.revision}")
-        case RepositoryNotFoundError():
-            return ModelNotFound(
-                f"{hub} has no repository {target.repo}, or it is private and HF_TOKEN is not that of a member"
-            )
-        case OfflineModeIsEnabled():
-            return ModelError(f"{target.repo} is not in the cache, and HF_HUB_OFFLINE forbids to download it")
-        case HfHubHTTPError() if error.response.status_code in (401, 403):
-            return ModelError(f"{hub} denies access to {target.repo}; check HF_TOKEN")
-        case HfHubHTTPError():
-            return ModelError(f"{hub} answered {error.response.status_code} for {target.repo}; try again later")
-        case OSError() if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return ModelError(
-                f"the disk of {constants.HF_HUB_CACHE} is full, and {target.repo} is not complete; make room and ask "
-                "again: the download goes on where it stopped"
-            )
-        case PermissionError():
-            return ModelError(f"{error.filename} may not be written, and {target.repo} is to be cached there")
-    return ModelError(
-        f"{hub} cannot be reached for {target.repo} ({type(error).__name__}), and the cache has no complete copy; "
-        "check the network and ask again: a download that broke off goes on where it stopped"
-    )
+def _parse(name: str) -> RepoName:
+    target = RepoName.parse(name)
+    if target is None:
+        raise ModelNotFound(f"{name!r} is not the name of a repository; write org/name, or org/name@revision")
+    return target
 
 
 def _listed_name(repo: str, revision: CachedRevisionInfo) -> str:

@@ -20,7 +20,7 @@ async def stream(engine: Engine, request: GenerationRequest, renderer: Renderer,
                 case Finished():
                     await write(encode_line(renderer.end(_complete(event))))
                 case _:
-                    pass
+                    pass  # in NDJSON there is no line that means nothing, so nobody is told that it goes on
 
 
 async def collect(engine: Engine, request: GenerationRequest, renderer: Renderer) -> Line:

@@ -11,10 +11,21 @@ import anyio
 from msgspec import UNSET, UnsetType
 
 from runtime.errors import ActorStopped
-from runtime.spi import Delta, Engine, Finished, FinishReason, GenerationEvent, GenerationRequest, ScoredToken, Started
+from runtime.spi import (
+    Delta,
+    Engine,
+    Finished,
+    FinishReason,
+    GenerationEvent,
+    GenerationRequest,
+    ScoredToken,
+    Started,
+    Waiting,
+)
 from runtime.spi.streaming import Write, generation
 from runtime_openai.render import (
     SERVER_SENT_DONE,
+    SERVER_SENT_KEEP_ALIVE,
     Answer,
     AnyChoice,
     ChatChoice,
@@ -172,6 +183,9 @@ class Run:
         async def relay(choice: Choice, event: GenerationEvent) -> None:
             rendered: ChatChunkChoice | TextChoice | None
             match event:
+                case Waiting():
+                    await write(SERVER_SENT_KEEP_ALIVE)
+                    return
                 case Started():
                     rendered = self._form.opening(choice)
                 case Delta():

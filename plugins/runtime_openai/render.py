@@ -173,6 +173,8 @@ def server_sent(value: msgspec.Struct | dict[str, object]) -> bytes:
 
 
 SERVER_SENT_DONE = b"data: [DONE]\n\n"
+SERVER_SENT_KEEP_ALIVE = b": keep-alive\n\n"
+"""A comment, which clients skip (https://html.spec.whatwg.org/multipage/server-sent-events.html, 9.2.7)."""
 
 
 def _finite(logprob: float) -> float:

@@ -19,7 +19,6 @@ from runtime.actors.signal import (
     Transport,
     Unwatch,
     Watch,
-    lane_of,
 )
 from runtime.actors.system import ActorInfo, ActorSystem
 
@@ -55,7 +54,6 @@ __all__ = [
     "UnknownTag",
     "Unwatch",
     "Watch",
-    "lane_of",
     "message_type",
     "tag_of",
 ]

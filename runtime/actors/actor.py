@@ -84,12 +84,13 @@ class Context:
         self._system.tell(target, message)
 
     async def send(self, target: ActorRef, message: Message) -> None:
-        """Like :meth:`tell`, but wait for room in the mailbox of a local actor whose policy is to block.
+        """Like :meth:`tell`, but wait for room: in the mailbox of a local actor whose policy is to block, or in the
+        queue of the link to the target's node, which empties as that node takes in what was sent before.
 
         Raises:
-            ActorStopped: there is no such actor, or it stopped while this waited.
-            MailboxFull: the mailbox is full and refuses, or the link to the target's node is.
-            PeerUnreachable: there is no link to the target's node.
+            ActorStopped: there is no such actor here, or it stopped while this waited.
+            MailboxFull: the mailbox of a local actor is full and refuses.
+            PeerUnreachable: there is no link to the target's node, or it was lost while this waited.
         """
         await self._system.send(target, message)
 

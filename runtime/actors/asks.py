@@ -10,11 +10,11 @@ from runtime.actors.caller import CALLER
 from runtime.actors.cell import Cell
 from runtime.actors.dead_letters import DeadLetters
 from runtime.actors.deadlines import Deadlines
-from runtime.actors.message import Message
+from runtime.actors.message import Lane, Message
 from runtime.actors.outside import Outside
 from runtime.actors.ref import ActorRef
 from runtime.actors.reply import ABANDONED, ANSWERED, OPEN, ReplyTo
-from runtime.actors.signal import Answer, Ask, Caller, Cancel, Failure, lane_of
+from runtime.actors.signal import Answer, Ask, Caller, Cancel, Failure
 from runtime.errors import AskCycle, AskTimeout, RuntimeFault
 
 
@@ -229,14 +229,12 @@ class Asks:
     def answer(self, reply: RemoteReply, value: Message | None) -> None:
         """Send an answer; where it cannot travel (too large, a full queue), send why, which is small."""
         self.serving.pop((reply.node, reply.id), None)
-        answer = Answer(reply.id, value)
         try:
-            self._outside.send(reply.node, answer, lane_of(answer))
+            self._outside.send(reply.node, Answer(reply.id, value), Lane.CONTROL if value is None else value.lane)
         except RuntimeFault as fault:
             self.refuse(reply, fault)
 
     def refuse(self, reply: RemoteReply, fault: RuntimeFault) -> None:
         """Send a fault instead of an answer."""
         self.serving.pop((reply.node, reply.id), None)
-        failure = Failure(reply.id, fault.code, fault.message)
-        self._outside.send_or_log(reply.node, failure, lane_of(failure))
+        self._outside.send_or_log(reply.node, Failure(reply.id, fault.code, fault.message), Lane.CONTROL)

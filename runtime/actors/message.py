@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import IntEnum
+from functools import cache
 from typing import ClassVar, Generic, TypeVar
 
 import msgspec
@@ -57,13 +58,14 @@ def message_type(tag: str) -> type[Message]:
         UnknownTag: no imported module defines it.
         TypeError: two classes claim one tag, which is a bug.
     """
-    if tag not in _types:
+    found = _types.get(tag)
+    if found is None:
         _types.clear()
         _collect(Message)
-    try:
-        return _types[tag]
-    except KeyError:
-        raise UnknownTag(tag) from None
+        found = _types.get(tag)
+        if found is None:
+            raise UnknownTag(tag)
+    return found
 
 
 def tag_of(message: Message | type[Message]) -> str:
@@ -72,7 +74,11 @@ def tag_of(message: Message | type[Message]) -> str:
     Raises:
         TypeError: its class states none. msgspec then takes the class's own name, which may clash or change unseen.
     """
-    cls = message if isinstance(message, type) else type(message)
+    return _tag(message if isinstance(message, type) else type(message))
+
+
+@cache
+def _tag(cls: type[Message]) -> str:
     tag = cls.__struct_config__.tag
     if not isinstance(tag, str) or tag == cls.__name__:
         raise TypeError(f"{cls.__module__}.{cls.__name__} has no tag; state one in its class line")

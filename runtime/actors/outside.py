@@ -6,7 +6,7 @@ from loguru import logger
 
 from runtime.actors.message import Lane
 from runtime.actors.signal import Signal, Transport
-from runtime.errors import PeerUnreachable, RuntimeFault
+from runtime.errors import MailboxFull, PeerUnreachable, RuntimeFault
 
 
 class Outside:
@@ -25,6 +25,19 @@ class Outside:
         if self.transport is None:
             raise PeerUnreachable(f"there is no link to node {node}: this node is not part of a cluster")
         self.transport.send(node, signal, lane)
+
+    async def send_patiently(self, node: str, signal: Signal, lane: Lane) -> None:
+        """Queue a signal, waiting for room where the link's queue is full.
+
+        Raises:
+            PeerUnreachable: there is no link to that node, or it was lost while this waited.
+        """
+        while True:
+            try:
+                return self.send(node, signal, lane)
+            except MailboxFull:
+                assert self.transport is not None  # noqa: S101 - it is what refused
+                await self.transport.room(node, lane)
 
     def send_or_log(self, node: str, signal: Signal, lane: Lane) -> None:
         """Send what the other side will do without, if it must: its link is down, and it knows."""

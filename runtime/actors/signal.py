@@ -94,11 +94,5 @@ class Transport(Protocol):
             MailboxFull: the link's queue is full.
         """
 
-
-def lane_of(signal: Signal) -> Lane:
-    """Return the lane that a signal belongs on: the message's own, else control."""
-    match signal:
-        case Tell(message=message) | Ask(message=message) | Answer(value=Message() as message):
-            return message.lane
-        case _:
-            return Lane.CONTROL
+    async def room(self, node: str, lane: Lane) -> None:
+        """Wait until the queue that was found full has room again, or its link is gone."""

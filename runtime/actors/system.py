@@ -92,6 +92,11 @@ class ActorSystem:
         """The event loop's clock, in seconds."""
         return self.loop.time()
 
+    @property
+    def is_draining(self) -> bool:
+        """Whether it shuts down, and admits nothing new."""
+        return self._draining
+
     def join(self, transport: Transport) -> None:
         """Reach other nodes through this transport."""
         self._outside.transport = transport
@@ -218,7 +223,7 @@ class ActorSystem:
     async def send(self, target: ActorRef, message: Message) -> None:
         """Queue a message, waiting for room; see :meth:`runtime.actors.actor.Context.send`."""
         if target.node != self.node:
-            self.tell(target, message)
+            await self._outside.send_patiently(target.node, Tell(target, message), message.lane)
             return
         cell = self._admitting(target)
         try:
@@ -284,30 +289,31 @@ class ActorSystem:
         own conclusions from that.
         """
         match signal:
-            case Tell(target, message):
+            case Tell():
+                message, target = signal.message, signal.target
                 try:
-                    self._admit_delivered(target, Delivered(message, consumed))
+                    self._admit_delivered(target, message if consumed is None else Delivered(message, consumed))
                 except ActorError as fault:
                     self.dead_letters.record(target, message, fault.code)
-            case Ask(target):
+            case Ask():
                 reply = self._asks.take(node, signal, consumed)
                 try:
-                    self._admit_ask(target, reply, line_up=False)
+                    self._admit_ask(signal.target, reply, line_up=False)
                 except ActorError as fault:
                     reply.fail(fault)
-            case Cancel(number):
-                self._asks.cancel(node, number)
-            case Answer(number, value):
-                self._asks.settle(number, value, node)
-            case Failure(number, code, text):
-                self._asks.refuse_ours(number, fault_named(code)(text), node)
-            case Watch(target):
-                self._monitors.watch_for(node, target, lives=self._find(target) is not None)
-            case Unwatch(target):
-                self._monitors.unwatch_for(node, target)
-            case Gone(target, reason):
-                if target.node == node:
-                    self._monitors.announce(target, reason)
+            case Answer():
+                self._asks.settle(signal.id, signal.value, node)
+            case Failure():
+                self._asks.refuse_ours(signal.id, fault_named(signal.code)(signal.text), node)
+            case Cancel():
+                self._asks.cancel(node, signal.id)
+            case Watch():
+                self._monitors.watch_for(node, signal.target, lives=self._find(signal.target) is not None)
+            case Unwatch():
+                self._monitors.unwatch_for(node, signal.target)
+            case Gone():
+                if signal.target.node == node:
+                    self._monitors.announce(signal.target, signal.reason)
 
     def node_lost(self, node: str, reason: str = "noconnection") -> None:
         """The link to a node is gone: what was asked of it fails, what it asked is left off, its actors are down."""
@@ -331,11 +337,12 @@ class ActorSystem:
             raise self._nobody(target)
         return cell
 
-    def _admit_delivered(self, target: ActorRef, item: Delivered) -> None:
+    def _admit_delivered(self, target: ActorRef, item: Message | Delivered) -> None:
         try:
             dropped = self._admitting(target).mailbox.put(item)
         except MailboxFull as full:
-            raise self._full(target, item.message, full) from None
+            message = item.message if isinstance(item, Delivered) else item
+            raise self._full(target, message, full) from None
         if dropped is not None:
             self._dropped(target, dropped)
 

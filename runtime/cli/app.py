@@ -23,6 +23,7 @@ VERBS = {
     "run": "Ask a model, or talk with it.",
     "ls": "List the models on a node's machine.",
     "ps": "List the models being served, and which node holds which layers.",
+    "plan": "Show where a model's layers would go, what they need there, and why; nothing is loaded.",
     "status": "Describe a node: version, backend, memory, and what it serves.",
     "nodes": "List the nodes, as one of them sees the others.",
     "actors": "List the living actors of a node as a tree, and the messages that reached none.",

@@ -65,6 +65,11 @@ class NodeClient:
             response = self._http.get(f"/runtime/v1/{path}")
             return self._accepted(response).json()
 
+    def plan(self, model: str, context: int | None) -> Any:
+        """Return where the node would place a model, however long it takes to measure what it must know."""
+        lines = self._lines("/runtime/v1/plan", {"model": model, "context": context})
+        return json.loads("".join(lines))
+
     def load(self, model: str) -> Iterator[Download]:
         """Have a model loaded, yielding progress until it is."""
         for line in self._lines("/runtime/v1/load", {"model": model}):

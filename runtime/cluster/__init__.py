@@ -2,7 +2,7 @@
 
 from runtime.cluster.changes import Changes
 from runtime.cluster.detector import DetectorSettings, FailureDetector, PeerState
-from runtime.cluster.ledger import LEDGER, Commit, Ledger, Release, Reserve, Reserved, Settled
+from runtime.cluster.ledger import LEDGER, Commit, Confirm, Ledger, Release, Reserve, Reserved, Settled
 from runtime.cluster.membership import MEMBERSHIP, Membership
 from runtime.cluster.node_info import NodeInfo, NodeProfile
 from runtime.cluster.registry import REGISTRY, Registry
@@ -15,6 +15,7 @@ __all__ = [
     "REGISTRY",
     "Changes",
     "Commit",
+    "Confirm",
     "DetectorSettings",
     "FailureDetector",
     "Ledger",

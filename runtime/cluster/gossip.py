@@ -39,6 +39,11 @@ class Gossip:
         self._waiting: dict[str, tuple[int, Update]] = {}
         """Node to how often its update was sent, and the update."""
 
+    @property
+    def waiting(self) -> bool:
+        """Whether there is something to pass on."""
+        return bool(self._waiting)
+
     def add(self, update: Update) -> None:
         """Pass an update on, in place of what was said of that node before."""
         self._waiting[update.node] = (0, update)

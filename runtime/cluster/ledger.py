@@ -42,16 +42,22 @@ class Reserve(Request[Reserved], frozen=True, tag="ledger.reserve"):
 
 
 class Settled(Message, frozen=True, tag="ledger.settled"):
-    """A commit or release was carried out."""
+    """It was carried out, or is so."""
+
+
+class Confirm(Request[Settled], frozen=True, tag="ledger.confirm"):
+    """Make sure that the memory is still there, before it is used: other programs ask nobody.
+
+    Refused with :class:`~runtime.errors.PlacementRefused`.
+    """
+
+    reservation: int
 
 
 class Commit(Request[Settled], frozen=True, tag="ledger.commit"):
-    """The memory is in use. May be repeated with a new ``allocated``."""
+    """The memory is in use."""
 
     reservation: int
-    allocated: int | None = None
-    """Bytes of it that are in memory already, such as the weights; the rest, such as a KV cache that is still to
-    grow, stays set aside. None: all of it is."""
 
 
 class Release(Request[Settled], frozen=True, tag="ledger.release"):
@@ -63,28 +69,42 @@ class Release(Request[Settled], frozen=True, tag="ledger.release"):
 class Ledger:
     """The grants of this node. They outlive a restart of the actor that answers for them."""
 
-    def __init__(self, system: ActorSystem, memory: Callable[[], NodeMemory], uncommitted: float = UNCOMMITTED) -> None:
-        """``memory`` tells what the machine has now, with the configured reserve; it must return at once."""
+    def __init__(
+        self,
+        system: ActorSystem,
+        memory: Callable[[], NodeMemory],
+        held: Callable[[], int] = lambda: 0,
+        uncommitted: float = UNCOMMITTED,
+    ) -> None:
+        """``memory`` tells what the machine has now, ``held`` the bytes that models have taken of it.
+
+        Both must return at once.
+        """
         self.reservations = Reservations(first=(system.boot << 20) + 1)
         """Numbered so that an id from an earlier life of the node means nothing in this one."""
         self.changes = Changes()
         self.uncommitted = uncommitted
         self._system = system
         self._memory = memory
+        self._held = held
 
     def start(self) -> ActorRef:
         """Start the actor."""
         return self._system.spawn(lambda: _LedgerActor(self), LEDGER.removeprefix("/"))
 
     def memory(self) -> NodeMemory:
-        """Return the machine's memory less what is granted: what this node tells of itself."""
-        return self.reservations.remaining(self._memory())
+        """Return the machine's memory with what is granted of it: what this node tells of itself."""
+        return self.reservations.remaining(self._memory(), self._held())
 
     def reserve(self, request: Reserve, now: float) -> Reservation:
         """Grant a request, or refuse it; see :meth:`Reservations.reserve`."""
         return self.reservations.reserve(
-            request.model, request.epoch, request.bytes, request.owner, self._memory(), now
+            request.model, request.epoch, request.bytes, request.owner, self._memory(), self._held(), now
         )
+
+    def confirm(self, reservation: int) -> None:
+        """See :meth:`Reservations.confirm`."""
+        self.reservations.confirm(reservation, self._memory(), self._held())
 
 
 class _LedgerActor(Actor):
@@ -105,8 +125,11 @@ class _LedgerActor(Actor):
                 reply = Reserved(self._ledger.reserve(message, self.context.now()).id)
                 if not known:
                     self.context.monitor(owner)
-            case Commit(reservation, allocated):
-                held.commit(reservation, allocated)
+            case Confirm(reservation):
+                self._ledger.confirm(reservation)
+                return Settled()
+            case Commit(reservation):
+                held.commit(reservation)
                 reply = Settled()
             case Release(reservation):
                 grant = held.release(reservation)

@@ -20,17 +20,14 @@ class Reservation(msgspec.Struct, frozen=True):
     granted: float
     """When, in seconds."""
     committed: bool = False
-    allocated: int = 0
-    """How many of the bytes are in memory by now."""
-
-    @property
-    def outstanding(self) -> int:
-        """Bytes that are promised and not yet taken from what the operating system calls available."""
-        return self.bytes - self.allocated
 
 
 class Reservations:
-    """All grants of one node. Times are passed in, and so is what memory there is."""
+    """All grants of one node. Times are passed in, and so is what memory there is, and how much of it models hold.
+
+    What models hold is missing from what the operating system calls available, be it weights or a KV cache that has
+    grown. The rest of what was granted is promised: nobody else can have it.
+    """
 
     def __init__(self, first: int = 1) -> None:
         """Number the grants from ``first``."""
@@ -44,45 +41,59 @@ class Reservations:
         """Every grant, oldest first."""
         return tuple(self._all.values())
 
-    def remaining(self, memory: NodeMemory) -> NodeMemory:
-        """Return the node's memory with every grant taken off: its ``grantable`` is what would still be granted."""
-        outstanding = sum(grant.outstanding for grant in self._all.values())
+    def remaining(self, memory: NodeMemory, held: int) -> NodeMemory:
+        """Return the node's memory with every grant in it: its ``grantable`` is what would still be granted.
+
+        Args:
+            memory: what the machine has, without any grant.
+            held: bytes of it that the models of this node have taken by now.
+        """
         reserved = sum(grant.bytes for grant in self._all.values())
-        return msgspec.structs.replace(memory, available=max(0, memory.available - outstanding), reserved=reserved)
+        return msgspec.structs.replace(memory, reserved=reserved, promised=max(0, reserved - held))
 
     def reserve(
-        self, model: str, epoch: int, bytes_: int, owner: ActorRef, memory: NodeMemory, now: float
+        self, model: str, epoch: int, bytes_: int, owner: ActorRef, memory: NodeMemory, held: int, now: float
     ) -> Reservation:
         """Grant memory, all of it or none.
 
         Raises:
             PlacementRefused: there is not so much.
         """
-        left = self.remaining(memory)
+        left = self.remaining(memory, held)
         if bytes_ < 0 or bytes_ > left.grantable:
             raise PlacementRefused(
                 f"{owner.node} asks for {bytes_} bytes for {model}, and {left.grantable} can be granted: "
-                f"{memory.available} available, {memory.available - left.available} of them promised and not yet "
-                f"used, {memory.reserve} kept free"
+                f"{_room(left)}, {left.promised} of them promised and not yet used, {left.reserve} kept free"
             )
         grant = Reservation(self._next, model, epoch, bytes_, owner, now)
         self._next += 1
         self._all[grant.id] = grant
         return grant
 
-    def commit(self, reservation: int, allocated: int | None) -> None:
-        """Note that a grant is in use, and how much of it is in memory (None: all of it).
+    def confirm(self, reservation: int, memory: NodeMemory, held: int) -> None:
+        """Make sure that what was promised is still there, just before it is used.
+
+        What is kept free may be used up by then: that is what it is for.
+
+        Raises:
+            PlacementRefused: there is no such grant any more, or something else has taken the memory meanwhile.
+        """
+        grant = self._granted(reservation)
+        left = self.remaining(memory, held)
+        if left.promised > left.room:
+            raise PlacementRefused(
+                f"{grant.bytes} bytes were granted to {grant.model}, and something else has taken the memory since: "
+                f"{left.promised} are promised to models, and there are {_room(left)}. Free "
+                f"{left.promised - left.room} bytes on this node, or ask again to place the model anew"
+            )
+
+    def commit(self, reservation: int) -> None:
+        """Note that a grant is in use, so that it does not run out.
 
         Raises:
             PlacementRefused: there is no such grant any more.
         """
-        grant = self._all.get(reservation)
-        if grant is None:
-            raise PlacementRefused(
-                f"reservation {reservation} is gone: its time ran out, or its owner was lost; reserve again"
-            )
-        taken = grant.bytes if allocated is None else min(max(0, allocated), grant.bytes)
-        self._all[reservation] = msgspec.structs.replace(grant, committed=True, allocated=taken)
+        self._all[reservation] = msgspec.structs.replace(self._granted(reservation), committed=True)
 
     def release(self, reservation: int) -> Reservation | None:
         """Take a grant back and return it; one that is gone is no error."""
@@ -100,7 +111,24 @@ class Reservations:
         """Whether an owner has any grant."""
         return any(grant.owner == owner for grant in self._all.values())
 
+    def _granted(self, reservation: int) -> Reservation:
+        grant = self._all.get(reservation)
+        if grant is None:
+            raise PlacementRefused(
+                f"reservation {reservation} is gone: its time ran out, or its owner was lost; reserve again"
+            )
+        return grant
+
     def _take(self, grants: list[Reservation]) -> list[Reservation]:
         for grant in grants:
             del self._all[grant.id]
         return grants
+
+
+def _room(memory: NodeMemory) -> str:
+    """Say what there is, and what bounds it."""
+    if memory.limit is not None and memory.limit < memory.available:
+        there = f"{memory.limit} within the limit of the container or the GPU"
+    else:
+        there = f"{memory.available} available"
+    return f"{there} and {memory.swap} of swap" if memory.policy == "swap" else there

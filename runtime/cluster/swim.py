@@ -21,11 +21,13 @@ from runtime.cluster.gossip import Gossip, Update
 from runtime.cluster.lag import OwnLag
 from runtime.cluster.liveness import Change, Effects, Liveness, Ping, PingRequest, Pong, RoundTrips
 
-SUSPICION = 2.0
+SUSPICION = 1.5
 """Heartbeats that a suspicion lasts, times the decimal logarithm of the cluster's size: gossip needs so long to reach
 the accused, and its denial to come back."""
 SHORTEST_SUSPICION = 4.0
 """Heartbeats that it lasts at least."""
+NEWS = 2
+"""Members that are pinged besides, at each heartbeat, while there is gossip to pass on."""
 REMEMBERED = 256
 """Lost members of which it is known with which incarnation they were down."""
 
@@ -129,6 +131,10 @@ class Swim(Liveness):
         for node in sorted(self._suspects):
             self._reconsider(node, self._members[node], now, effects)
         self._ping_next(now, effects)
+        if self._gossip.waiting:
+            # News travels by messages: while there is some, there are more of them.
+            for node in self._others()[:NEWS]:
+                self._ping(node, now, effects)
         if self._suspects:
             # One suspect more: an answer carries its denial.
             self._ping(self._chance.choice(sorted(self._suspects)), now, effects)

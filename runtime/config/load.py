@@ -25,6 +25,7 @@ from runtime.config.sections import (
     ClusterSection,
     HttpSection,
     LogSection,
+    MemorySection,
     ModelsSection,
     NodeSection,
     PluginSection,
@@ -44,6 +45,7 @@ __all__ = [
     "ConfigRow",
     "HttpSection",
     "LogSection",
+    "MemorySection",
     "ModelsSection",
     "NodeSection",
     "RolesSection",
@@ -73,6 +75,7 @@ class Config(BaseSettings):
     http: HttpSection = Field(default_factory=HttpSection)
     cluster: ClusterSection = Field(default_factory=ClusterSection)
     models: ModelsSection = Field(default_factory=ModelsSection)
+    memory: MemorySection = Field(default_factory=MemorySection)
     log: LogSection = Field(default_factory=LogSection)
     roles: RolesSection = Field(default_factory=RolesSection)
     plugins: PluginsSection = Field(default_factory=PluginsSection)

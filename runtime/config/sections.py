@@ -12,6 +12,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ByteSize, ConfigDict, Field, SecretStr, field_validator
 
+from runtime.spi.cluster import MemoryPolicy
 from runtime.spi.engine import LONGEST_KEEP_ALIVE
 from runtime.spi.loader import Role
 
@@ -180,8 +181,17 @@ class ModelsSection(Section):
     dequantize: Literal["auto"] | bool = "auto"
     memory_reserve: ByteSize = ByteSize(512 * 1024 * 1024)
     """Memory left free for everything else on the machine."""
+    share: bool = True
+    """Whether nodes of the cluster give each other model files."""
     preload: bool = False
     """Whether the default model is loaded at start, before anyone asks."""
+
+
+class MemorySection(Section):
+    """What of this machine's memory models may have."""
+
+    policy: MemoryPolicy = "strict"
+    """Grant what fits without swapping; what fits with the free swap; or whatever is asked."""
 
 
 class LogSection(Section):
@@ -195,7 +205,7 @@ class RolesSection(Section):
     """Which providers are in use, by the name they registered."""
 
     discovery: str = "static"
-    placement: str = "even"
+    placement: str = "minmax"
     memory: str = "safetensors"
     sources: tuple[str, ...] = ("gguf", "folder", "hub")
     families: tuple[str, ...] = ("dense", "moe", "crossing")

@@ -80,7 +80,7 @@ class ActorTree(msgspec.Struct, frozen=True):
 
 
 class Inspector(Protocol):
-    """What the node tells of itself. Called on the event loop; must not block."""
+    """What the node tells of itself and would do. Called on the event loop; must not block."""
 
     def status(self) -> NodeStatus:
         """Describe this node."""
@@ -98,6 +98,10 @@ class Inspector(Protocol):
         """List the plugins found, with their state."""
         ...
 
+    async def plan(self, model: str, context: int | None) -> msgspec.Struct:
+        """Plan a model as it would be placed now, without loading it."""
+        ...
+
 
 class LoadBody(StrictBody):
     """What to load."""
@@ -105,6 +109,14 @@ class LoadBody(StrictBody):
     model: str = Field(min_length=1, max_length=MODEL_NAME_CHARACTERS)
     keep_alive: float | None = Field(None, le=LONGEST_KEEP_ALIVE)
     """Seconds; negative is for ever."""
+
+
+class PlanBody(StrictBody):
+    """What to plan."""
+
+    model: str = Field(min_length=1, max_length=MODEL_NAME_CHARACTERS)
+    context: int | None = Field(None, ge=1)
+    """Tokens a sequence, instead of what is configured."""
 
 
 class UnloadBody(StrictBody):
@@ -168,6 +180,11 @@ def admin_router(engine: Engine, inspector: Inspector) -> APIRouter:
     @router.get("/ps")
     async def ps() -> Response:
         return _json({"models": await engine.loaded()})
+
+    @router.post("/plan")
+    async def plan(request: Request) -> Response:
+        body = read_body(PlanBody, await request.body())
+        return _json(await inspector.plan(body.model, body.context))
 
     @router.post("/load")
     async def load(request: Request) -> Response:

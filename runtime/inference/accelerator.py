@@ -23,6 +23,8 @@ class Accelerator(msgspec.Struct, frozen=True):
     device: str
     """The device's own name."""
     blas: Blas
+    working_set: int | None = None
+    """Bytes that the GPU should have allocated at most, so that nothing is swapped; None where that is no matter."""
 
 
 @functools.cache
@@ -40,9 +42,28 @@ def prepare() -> Accelerator:
 
     on_gpu = mx.default_device() == mx.gpu
     backend = "cpu" if not on_gpu else "metal" if mx.metal.is_available() else "cuda"
-    if on_gpu and (limit := mx.device_info().get("max_recommended_working_set_size")) is not None:
+    limit = mx.device_info().get("max_recommended_working_set_size") if on_gpu else None
+    if limit is not None:
         mx.set_wired_limit(int(limit))
-    return Accelerator(backend, str(mx.device_info().get("device_name", backend)), blas)
+    working_set = None if limit is None else int(limit)
+    return Accelerator(backend, str(mx.device_info().get("device_name", backend)), blas, working_set)
+
+
+def held_bytes() -> int:
+    """Return the bytes that MLX holds: the arrays there are, and what it keeps for the next ones. For any thread."""
+    if not prepare.cache_info().currsize:
+        return 0
+    import mlx.core as mx
+
+    return int(mx.get_active_memory() + mx.get_cache_memory())
+
+
+def working_set_left() -> int | None:
+    """Return the bytes that the GPU's working set still has room for; None without such a bound, or not known yet."""
+    if not prepare.cache_info().currsize:
+        return None
+    limit = prepare().working_set
+    return None if limit is None else max(0, limit - held_bytes())
 
 
 @contextmanager

@@ -30,6 +30,8 @@ from runtime.spi import Checkpoint, LayerSpan, LoadOptions, ModelFamily
 
 CHUNKS = (tuple(range(5, 25)), (7,), (9,), tuple(range(12)), (1,))
 """Tokens of each step of one sequence: two chunks of a prompt, and decoding."""
+GROUP_SIZE = 64
+"""Weights that share a scale where the configuration does not say; MLX's own."""
 PADDING = (0, 5)
 """Positions before each sequence of the batch that hold nothing."""
 
@@ -133,13 +135,17 @@ def check(subject: Subject, ways: Iterable[tuple[int, ...]], *, batch: bool = Tr
 
     Raises:
         ModelUnsupported: the model cannot be cut, or not run at all on this machine.
+        ModelError: the whole model's logits of a step are all infinite or NaN, so that there is nothing to compare.
     """
     whole = subject.whole()
     try:
         single = _run([whole], [make_prompt_cache(whole)], _tokens(1))[0]
     except RuntimeError as error:  # MLX's own, such as of a kernel that this device has not
         raise ModelUnsupported(f"mlx-lm does not run {type(whole).__module__} on this machine: {error}") from error
+    _refuse_if_not_finite(single, whole, "")
     many = _run_batch(whole) if batch else None
+    if many is not None:
+        _refuse_if_not_finite(many, whole, " of the batch")
     for cuts in ways:
         stages = [subject.stage(LayerSpan(*span, subject.layers)) for span in pairwise((0, *cuts, subject.layers))]
         forwards = [stage.forward for stage in stages]
@@ -187,6 +193,15 @@ def _tokens(batch: int) -> list[mx.array]:
     """Return the steps for one sequence, or for two of which the second begins with padding."""
     rows = [[[token * 7 % 89 + 3 * row for token in chunk] for chunk in CHUNKS] for row in range(batch)]
     return [mx.array(step, dtype=mx.int32) for step in zip(*rows, strict=True)]
+
+
+def _refuse_if_not_finite(steps: Sequence[mx.array], whole: nn.Module, of: str) -> None:
+    for number, logits in enumerate(steps, start=1):
+        if not mx.isfinite(logits).any().item():
+            raise ModelError(
+                f"nothing can be compared: {type(whole).__module__} computes no finite logit in step {number}{of}, "
+                "whole as it is; its weights are damaged, or the type it computes in is too narrow for them"
+            )
 
 
 def _difference(expected: Sequence[mx.array], found: Sequence[mx.array]) -> float:
@@ -245,7 +260,7 @@ def _pack(model: nn.Module, quantization: dict[str, Any] | None) -> dict[str, di
         if own is False or not hasattr(module, "to_quantized"):
             return False
         wanted: dict[str, Any] = {**common, **own} if isinstance(own, dict) else common
-        if module.weight.shape[-1] % wanted["group_size"]:
+        if module.weight.shape[-1] % wanted.get("group_size", GROUP_SIZE):
             return False
         settings[name] = wanted
         return wanted

@@ -19,7 +19,7 @@ from loguru import logger
 
 from runtime.actors import Actor, ActorRef, Down, Message, ReplyTo
 from runtime.cluster import ServedModel, ServedStage, ServedState
-from runtime.errors import ActorStopped, ModelInUse, Overloaded, PeerUnreachable, RuntimeFault
+from runtime.errors import ActorStopped, ModelInUse, Overloaded, PeerUnreachable, RuntimeFault, fault_named
 from runtime.inference.failure import as_fault
 from runtime.inference.placing import Placed, Placer
 from runtime.inference.progress import ProgressBoard
@@ -118,8 +118,8 @@ class Driver(Actor):
                 return self._on_submit(message)
             case Cancel(sequence):
                 self._close(sequence)
-            case StepFailed(number, text):
-                self._on_failed(number, RuntimeFault(f"the model {self._model} failed: {text}"))
+            case StepFailed(number, text, code):
+                self._on_failed(number, fault_named(code)(f"the model {self._model} failed: {text}"))
             case LoadProgress(model, node, step, done, total):
                 self._board.publish(
                     Download(model, step if node == self.context.node else f"{step} on {node}", done, total)
@@ -243,7 +243,7 @@ class Driver(Actor):
         self._sessions[sequence] = request.session
         self._submits[sequence] = request
         self.context.monitor(request.session)
-        scheduler.add(sequence, request.prompt, request.max_tokens, request.eos)
+        scheduler.add(sequence, request.prompt, request.max_tokens, request.eos, request.generated)
         self._touch()
         self._go_on()
         return Submitted(sequence)
@@ -280,6 +280,7 @@ class Driver(Actor):
             logprobs=request.logprobs,
             eos=request.eos,
             min_tokens=request.min_tokens,
+            generated=request.generated,
         )
         try:
             # Every stage must know the sequence before its first hidden state comes, on another connection.

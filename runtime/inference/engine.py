@@ -5,29 +5,32 @@ from __future__ import annotations
 import asyncio
 import itertools
 import secrets
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from functools import partial
+from typing import TypeVar
 
 from anyio import CapacityLimiter, to_thread
 from loguru import logger
-from msgspec.structs import replace
 
 from runtime.actors import ActorRef, ActorSystem, Restart
 from runtime.cluster import ServedModel
 from runtime.errors import ActorStopped, ModelNotFound, PeerUnreachable, RuntimeFault
 from runtime.inference.accelerator import prepare
+from runtime.inference.borrowing import Borrower, open_same
 from runtime.inference.catalogue import Catalogue
 from runtime.inference.compute import ComputeThread
-from runtime.inference.failure import check_digest
 from runtime.inference.models import MODELS
 from runtime.inference.progress import ProgressBoard
 from runtime.inference.prompt import Tokenizer
 from runtime.inference.protocol import EnsureModel, NoSubmit, Ready, Unload
+from runtime.inference.recovery import Patience, given_up
 from runtime.inference.request import check_request, fit_context
-from runtime.inference.session import NotTaken, Outcome, Session, SessionStart
+from runtime.inference.session import Lost, Outcome, Session
 from runtime.inference.stage import LOAD_SECONDS
 from runtime.inference.telemetry import emit_all
+from runtime.inference.transcript import Transcript
 from runtime.spi import (
+    Delta,
     Engine,
     Finished,
     GenerationEvent,
@@ -39,14 +42,19 @@ from runtime.spi import (
     RequestFinished,
     Started,
     Telemetry,
+    Waiting,
 )
 
 UNLOAD_SECONDS = 600.0
 """How long an unload waits for generations in progress."""
+KEEP_ALIVE_SECONDS = 2.0
+"""How long a generation that has begun may say nothing before the client is told that it goes on."""
 TOKENIZERS = 4
 """Tokenizers that are kept in memory, which take some tens of megabytes each."""
 ENCODERS = 4
 """Threads that turn prompts into tokens, so that they wait for no download and no listing."""
+
+T = TypeVar("T")
 
 
 class RuntimeEngine(Engine):
@@ -54,6 +62,7 @@ class RuntimeEngine(Engine):
 
     Args:
         served: what is known to be served anywhere in the cluster.
+        borrower: takes files from other nodes; None where nodes share none.
     """
 
     def __init__(
@@ -65,7 +74,9 @@ class RuntimeEngine(Engine):
         served: Callable[[], Sequence[ServedModel]],
         telemetry: tuple[Telemetry, ...],
         default_model: str,
+        borrower: Borrower | None = None,
     ) -> None:
+        self._borrower = borrower
         self._system = system
         self._catalogue = catalogue
         self._compute = compute
@@ -139,39 +150,41 @@ class RuntimeEngine(Engine):
         except BaseException:  # cancelled, too: the driver waits for whoever it told that the model is ready
             self._let_go(ready)
             raise
-        outbox: asyncio.Queue[Outcome] = asyncio.Queue()
-        start = SessionStart(
-            request=request,
-            prompt=prompt,
-            max_tokens=max_tokens,
-            seed=secrets.randbits(63),
-            driver=ready.driver,
-            began=began,
-            load_seconds=load_seconds,
+        transcript = Transcript(
+            request, prompt, max_tokens, secrets.randbits(63), tokenizer, began=began, load_seconds=load_seconds
         )
-        report = _Report(request.model, len(prompt), began)
-        session = self._start_session(start, tokenizer, outbox, report.count)
-        resubmitted = False
+        outbox: asyncio.Queue[Outcome] = asyncio.Queue()
+        report = _Report(transcript, began)
+        patience = Patience(self._system.now())
+        session = self._start_session(ready, transcript, outbox)
         try:
             yield Started(len(prompt), load_seconds)
             while True:
-                outcome = await outbox.get()
-                if isinstance(outcome, NotTaken):
-                    if resubmitted:
-                        raise outcome.fault
-                    resubmitted = True
-                    again = await self._ensure(request.model, request.keep_alive)
-                    if again.digest != ready.digest or again.context < len(prompt) + max_tokens:
-                        self._let_go(again)
-                        raise outcome.fault
-                    session = self._start_session(replace(start, driver=again.driver), tokenizer, outbox, report.count)
-                    continue
-                if isinstance(outcome, RuntimeFault):
-                    raise outcome
-                report.take(outcome, self._system.now())
-                yield outcome
-                if isinstance(outcome, Finished):
-                    return
+                outcome = await _within(KEEP_ALIVE_SECONDS, outbox.get())
+                match outcome:
+                    case Delta() | Finished():
+                        patience.got_on(self._system.now())
+                        report.take(outcome, self._system.now())
+                        yield outcome
+                        if isinstance(outcome, Finished):
+                            return
+                    case Lost(fault):
+                        taking_up = asyncio.create_task(
+                            self._take_up(transcript, ready.digest, fault, patience), name=f"resume {request.model}"
+                        )
+                        try:
+                            while not (await asyncio.wait({taking_up}, timeout=KEEP_ALIVE_SECONDS))[0]:
+                                if transcript.tokens:
+                                    yield Waiting()
+                            ready = taking_up.result()
+                        finally:
+                            taking_up.cancel()
+                        session = self._start_session(ready, transcript, outbox)
+                    case None:
+                        if transcript.tokens:
+                            yield Waiting()
+                    case fault:
+                        raise fault
         except RuntimeFault:
             report.reason = "error"
             raise
@@ -187,17 +200,34 @@ class RuntimeEngine(Engine):
                 event.reason,
             )
 
-    def _start_session(
-        self,
-        start: SessionStart,
-        tokenizer: Tokenizer,
-        outbox: asyncio.Queue[Outcome],
-        counted: Callable[[int], None],
-    ) -> ActorRef:
+    async def _take_up(self, transcript: Transcript, digest: str, lost: RuntimeFault, patience: Patience) -> Ready:
+        """Have a generation's model served again, by whoever is left, and return its new driver.
+
+        Raises:
+            RuntimeFault: it is not, within the time there is; or the model is another one now, or has no room.
+        """
+        request, count = transcript.request, len(transcript.tokens)
+        refusal = lost
+        while (wait := patience.next_try(self._system.now())) is not None:
+            logger.info("{}: resuming a generation after {} tokens: {}", request.model, count, refusal)
+            await asyncio.sleep(wait)
+            try:
+                ready = await self._ensure(request.model, request.keep_alive)
+            except RuntimeFault as fault:
+                if self._system.is_draining:
+                    raise  # this node stops, and the others have no client to answer
+                refusal = fault
+                continue
+            final = transcript.refusal(digest, ready)
+            if final is None:
+                return ready
+            self._let_go(ready)
+            raise given_up(count, lost, final)
+        raise given_up(count, lost, refusal)
+
+    def _start_session(self, ready: Ready, transcript: Transcript, outbox: asyncio.Queue[Outcome]) -> ActorRef:
         return self._system.spawn(
-            lambda: Session(start, tokenizer, outbox, counted),
-            f"sessions/{next(self._sessions)}",
-            restart=Restart.TEMPORARY,
+            lambda: Session(ready, transcript, outbox), f"sessions/{next(self._sessions)}", restart=Restart.TEMPORARY
         )
 
     def _let_go(self, ready: Ready) -> None:
@@ -233,44 +263,53 @@ class RuntimeEngine(Engine):
             self._tokenizers.pop(digest, None)
 
     async def _load_tokenizer(self, model: str, ready: Ready) -> Tokenizer:
-        checkpoint = await self._catalogue.fetch(model, self._board.throttled(self._board.publish))
         # Other nodes may hold all the layers; then nothing but this compares the files here with theirs.
-        check_digest(model, checkpoint.digest, ready.digest, node=self._system.node, driver=ready.driver.node)
+        files = await open_same(
+            self._catalogue,
+            self._borrower,
+            model,
+            ready.digest,
+            self._board.throttled(self._board.publish),
+            node=self._system.node,
+            driver=ready.driver.node,
+        )
         # Tokenizers import mlx-lm, which the compute thread must have done first: see runtime.inference.accelerator.
         await self._compute.run(prepare)
-        return await to_thread.run_sync(partial(Tokenizer, checkpoint), limiter=self._encoding)
+        return await to_thread.run_sync(partial(Tokenizer, files.checkpoint), limiter=self._encoding)
 
 
 class _Report:
     """Gathers what telemetry is told of one generation."""
 
-    def __init__(self, model: str, prompt_tokens: int, began: float) -> None:
+    def __init__(self, transcript: Transcript, began: float) -> None:
         self.reason = "cancelled"
-        self._model = model
-        self._prompt_tokens = prompt_tokens
-        self._completion_tokens = 0
+        self._transcript = transcript
         self._began = began
         self._first: float | None = None
 
-    def take(self, outcome: object, now: float) -> None:
+    def take(self, outcome: Delta | Finished, now: float) -> None:
         """Take note of an event."""
         if self._first is None:
             self._first = now - self._began
         if isinstance(outcome, Finished):
             self.reason = str(outcome.reason)
-            self._completion_tokens = outcome.usage.completion_tokens
-
-    def count(self, tokens: int) -> None:
-        """Take note of how many tokens there are, whether or not there will be an end that says it."""
-        self._completion_tokens = tokens
 
     def event(self, now: float) -> RequestFinished:
         """Return the summary."""
         return RequestFinished(
-            model=self._model,
+            model=self._transcript.request.model,
             reason=self.reason,
-            prompt_tokens=self._prompt_tokens,
-            completion_tokens=self._completion_tokens,
+            prompt_tokens=len(self._transcript.prompt),
+            completion_tokens=len(self._transcript.tokens),
             time_to_first_token=self._first,
             duration=now - self._began,
         )
+
+
+async def _within(seconds: float, work: Awaitable[T]) -> T | None:
+    """Await something for so long; None if it has not come."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await work
+    except TimeoutError:
+        return None

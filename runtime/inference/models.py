@@ -51,7 +51,8 @@ class Models(Actor):
         """Serve a model, or say who does."""
         match message:
             case EnsureModel():
-                self.context.start_task(self._ensure(message, self.context.reply_later()), f"ensure {message.model}")
+                reply = self.context.reply_later()
+                self.context.start_task(self._ensure(message, reply), f"ensure {message.model}", reply)
             case ClaimModel(model, node, clock):
                 self._clock = max(self._clock, clock)
                 return Claimed(self.context.self_ref if self._is_before(model, clock, node) else None)

@@ -39,7 +39,15 @@ def candidate_contexts(checkpoint: Checkpoint, wanted: int | None, smallest: int
 
 
 def _own_dtype(checkpoint: Checkpoint) -> str:
-    """Return the 16-bit type that most of the weights are stored in; bfloat16 for float32 ones, which halves them."""
+    """Return the 16-bit type that the configuration names, else the one that most of the weights are stored in.
+
+    Files may hold packed weights with float16 scales of a model whose activations need bfloat16's range. Where all is
+    float32 it is bfloat16, which halves them.
+    """
+    for key in ("dtype", "torch_dtype"):
+        named = checkpoint.text_config.get(key)
+        if named in ("bfloat16", "float16"):
+            return str(named)
     sizes = {"BF16": 0, "F16": 0}
     for tensor in checkpoint.tensors.values():
         if tensor.dtype in sizes:

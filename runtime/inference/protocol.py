@@ -13,6 +13,7 @@ from typing import ClassVar
 from msgspec import Struct
 
 from runtime.actors import ActorRef, Lane, Message, Request
+from runtime.errors import RuntimeFault
 from runtime.spi import LayerSpan, LoadOptions, Sampling
 from runtime.wire import Tensor
 
@@ -80,6 +81,8 @@ class OpenSequence(Request[Done], frozen=True, tag="sequence.open"):
     """Tokens that end the text."""
     min_tokens: int
     """Tokens before which the text does not end."""
+    generated: tuple[int, ...] = ()
+    """What another driver has sampled already, after all of the prompt."""
 
 
 class CloseSequence(Message, frozen=True, tag="sequence.close"):
@@ -162,6 +165,8 @@ class StepFailed(Message, frozen=True, tag="sequence.failed"):
 
     number: int
     text: str
+    code: str = RuntimeFault.code
+    """Of the fault that it was."""
 
 
 # -- a driver, asked by sessions and the engine ---------------------------------------------------------------------
@@ -186,6 +191,9 @@ class Submit(Request[Submitted], frozen=True, tag="driver.submit"):
     """Tokens that end the text; none to go on until ``max_tokens``."""
     min_tokens: int = 0
     """Tokens before which the text does not end."""
+    generated: tuple[int, ...] = ()
+    """The completion so far, which another driver has sampled. ``max_tokens`` counts these too, and the first token to
+    come has the index after them."""
 
 
 class Token(Message, frozen=True, tag="session.token"):

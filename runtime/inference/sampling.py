@@ -25,7 +25,9 @@ class TokenSampler:
 
     def __init__(self, opened: OpenSequence, vocabulary: int) -> None:
         """``vocabulary`` is the width of the logits, which may be more than the tokens that the tokenizer knows."""
-        sampling, prompt, logprobs = opened.sampling, opened.prompt, opened.logprobs
+        sampling, logprobs = opened.sampling, opened.logprobs
+        # What was generated elsewhere counts for penalties as if it had been here.
+        prompt, generated = opened.prompt, opened.generated
         self._seed = opened.seed if sampling.seed is None else sampling.seed
         # The first token has as many before it as the prompt has.
         self._endless_until = opened.prompt_length + opened.min_tokens
@@ -55,8 +57,8 @@ class TokenSampler:
             frequency_penalty=sampling.frequency_penalty if penalised else None,
             frequency_context_size=self._window,
         )
-        before = prompt if penalised else ()
-        counted = before if sampling.penalize_prompt else ()
+        before = prompt + generated if penalised else ()
+        counted = before if sampling.penalize_prompt or not penalised else generated
         # A history is kept for penalties alone: nothing else evaluates it, and its graph would grow with every token.
         self._looking_back = [
             _LookingBack(over_all, None if repetition is None else _ids(before[-self._window :])),

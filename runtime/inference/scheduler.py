@@ -157,9 +157,20 @@ class Scheduler:
         """Whether one more sequence would be refused."""
         return self.load >= self._capacity.sequences + self._capacity.waiting
 
-    def add(self, sequence: int, prompt: tuple[int, ...], max_tokens: int, eos: tuple[int, ...]) -> None:
-        """Queue a sequence; :meth:`admit` starts it."""
-        self._sequences[sequence] = _Sequence(next(self._orders), prompt, max_tokens, frozenset(eos), [])
+    def add(
+        self,
+        sequence: int,
+        prompt: tuple[int, ...],
+        max_tokens: int,
+        eos: tuple[int, ...],
+        generated: tuple[int, ...] = (),
+    ) -> None:
+        """Queue a sequence; :meth:`admit` starts it.
+
+        What was ``generated`` of it elsewhere is taken in like a prompt, as that of a sequence which gave up its room.
+        ``max_tokens`` counts it too.
+        """
+        self._sequences[sequence] = _Sequence(next(self._orders), prompt, max_tokens, frozenset(eos), [*generated])
         self._waiting.append(sequence)
 
     def admit(self) -> list[int]:

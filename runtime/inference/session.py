@@ -1,105 +1,63 @@
-"""A session: one generation, on the node that took the request.
+"""A session: one generation in the hands of one driver, on the node that took the request.
 
-It holds what the text depends on: the prompt's tokens, the settings, and the tokens so far. It turns tokens into
-text, ends at stop texts, and tells the driver when nobody listens any more.
+It submits the record of the generation (:mod:`runtime.inference.transcript`), adds to it what the driver sends, and
+tells the driver when nobody listens any more. When the driver or a node that it needs is lost the session ends, and the
+engine starts the next one over the same record. Whatever the lost driver still sends is for a session that is gone.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
-from collections.abc import Callable
 
 import msgspec
 
-from runtime.actors import Actor, ActorRef, Down, Message
-from runtime.errors import ActorStopped, ProtocolError, RuntimeFault, fault_named
-from runtime.inference.prompt import Tokenizer
-from runtime.inference.protocol import Cancel, SequenceFailed, Submit, Submitted, Token
-from runtime.inference.text import TextStream
-from runtime.spi import Chat, Delta, Finished, FinishReason, GenerationRequest, ScoredToken, Timings, Usage
+from runtime.actors import Actor, Down, Message
+from runtime.errors import ActorStopped, AskTimeout, MailboxFull, Overloaded, RuntimeFault, WireError, fault_named
+from runtime.inference.protocol import Cancel, Ready, SequenceFailed, Submitted, Token
+from runtime.inference.transcript import Transcript
+from runtime.spi import Delta, Finished
 
 SUBMIT_SECONDS = 30.0
 
-
-class SessionStart(msgspec.Struct, frozen=True):
-    """What a session begins with."""
-
-    request: GenerationRequest
-    prompt: tuple[int, ...]
-    max_tokens: int
-    seed: int
-    driver: ActorRef
-    began: float
-    """When the request came, on the event loop's clock."""
-    load_seconds: float
+LOSSES = (ActorStopped, AskTimeout, MailboxFull, WireError)
+"""Faults that say something of the cluster and nothing of the generation, which may go on elsewhere."""
 
 
-class NotTaken(msgspec.Struct, frozen=True):
-    """The driver was gone before it took the request, which can go to the next one."""
+class Lost(msgspec.Struct, frozen=True):
+    """The driver does not go on with the generation; another one can."""
 
-    fault: ActorStopped
+    fault: RuntimeFault
 
 
-Outcome = Delta | Finished | RuntimeFault | NotTaken
-"""What the reader of a session hears; a fault is the end, as are :class:`~runtime.spi.Finished` and `NotTaken`."""
+Outcome = Delta | Finished | RuntimeFault | Lost
+"""What the reader of a session hears; all but a :class:`~runtime.spi.Delta` are the end."""
 
 
 class Session(Actor):
-    """Generates for one request and puts what happens into ``outbox``.
+    """Has one driver work on a generation, and puts what happens into ``outbox``.
 
     The outbox has no bound of its own: the context bounds how much one generation can put into it. Whatever becomes
-    of the session, the last thing in it is an end. ``counted`` is told after each token how many there are: a
-    generation that is cancelled or fails has no other count.
+    of the session, the last thing in it is an end.
     """
 
     capacity = 8192
 
-    def __init__(
-        self,
-        start: SessionStart,
-        tokenizer: Tokenizer,
-        outbox: asyncio.Queue[Outcome],
-        counted: Callable[[int], None] = lambda count: None,
-    ) -> None:
-        self._start = start
-        self._tokenizer = tokenizer
+    def __init__(self, ready: Ready, transcript: Transcript, outbox: asyncio.Queue[Outcome]) -> None:
+        self._driver = ready.driver
+        self._model_context = ready.context
+        self._transcript = transcript
         self._outbox = outbox
-        self._counted = counted
-        continues = not isinstance(start.request.prompt, Chat)
-        self._text = TextStream(tokenizer.detokenizer(continues=continues), start.request.stop)
-        self._eos = () if start.request.ignore_eos else tokenizer.eos_ids
         self._sequence: int | None = None
-        self._tokens: list[int] = []
-        self._held: list[ScoredToken] = []
-        self._submitted = math.nan
-        self._first: float | None = None
         self._ended = False
 
     async def started(self) -> None:
         """Submit the request to the driver."""
-        start = self._start
-        self._submitted = self.context.now()
-        self.context.monitor(start.driver)
+        self.context.monitor(self._driver)
+        submission = self._transcript.submission(self.context.self_ref, self._model_context, self.context.now())
         try:
-            submitted: Submitted = await self.context.ask(
-                start.driver,
-                Submit(
-                    session=self.context.self_ref,
-                    prompt=start.prompt,
-                    sampling=start.request.sampling,
-                    seed=start.seed,
-                    max_tokens=start.max_tokens,
-                    logprobs=start.request.logprobs,
-                    eos=self._eos,
-                    min_tokens=start.request.min_tokens,
-                ),
-                SUBMIT_SECONDS,
-            )
-        except ActorStopped as fault:
-            self._end(NotTaken(fault))
+            submitted: Submitted = await self.context.ask(self._driver, submission, SUBMIT_SECONDS)
         except RuntimeFault as fault:
-            self._end(fault)
+            self._fail(fault)
         else:
             self._sequence = submitted.sequence
 
@@ -111,10 +69,10 @@ class Session(Actor):
             case Token():
                 self._on_token(message)
             case SequenceFailed(code, text):
-                self._end(fault_named(code)(text))
+                self._fail(fault_named(code)(text))
             case Down(_, reason):
                 what = "was lost" if reason == "noconnection" else "ended"
-                self._end(ActorStopped(f"the model's driver {what}; send the request again"))
+                self._fail(ActorStopped(f"the driver of {self._transcript.request.model} {what}"))
         return None
 
     async def stopped(self) -> None:
@@ -124,69 +82,36 @@ class Session(Actor):
             self._end(ActorStopped("the generation was stopped by the node; send the request again"))
 
     def _on_token(self, token: Token) -> None:
-        if token.index != len(self._tokens):
+        try:
+            said = self._transcript.take(token, self.context.now())
+        except RuntimeFault as fault:
             self._cancel()
-            self._end(
-                ProtocolError(f"token {len(self._tokens)} was lost on its way from the driver; send the request again")
-            )
+            self._fail(fault)
             return
-        if self._first is None:
-            self._first = self.context.now()
-        self._tokens.append(token.token)
-        self._counted(len(self._tokens))
-        if token.reason == "stop":
-            self._finish(FinishReason.STOP)
+        for delta in said.deltas:
+            self._outbox.put_nowait(delta)
+        end = said.finished or said.fault
+        if end is None:
             return
-        piece = self._text.feed(token.token, may_stop=len(self._tokens) > self._start.request.min_tokens)
-        if token.logprob is not None:
-            text = self._tokenizer.token_text
-            top = tuple((text(other), logprob) for other, logprob in token.top)
-            self._held.append(ScoredToken(text(token.token), token.logprob, top))
-        self._put(piece.text)
-        if piece.stop is not None:
-            self._finish(FinishReason.STOP, piece.stop)
-        elif token.reason is not None:
-            self._finish(FinishReason(token.reason))
-
-    def _finish(self, reason: FinishReason, stop: str | None = None) -> None:
-        if stop is None:
-            rest = self._text.finish()
-            self._put(rest.text)
-            if rest.stop is not None:
-                reason, stop = FinishReason.STOP, rest.stop
-        now = self.context.now()
-        first = self._first if self._first is not None else now
-        if stop is not None:
+        if token.reason is None:
             # The driver knows nothing of stop texts; it generates until it is told.
             self._cancel()
-        self._end(
-            Finished(
-                reason,
-                Usage(len(self._start.prompt), len(self._tokens)),
-                Timings(
-                    load=self._start.load_seconds,
-                    prefill=first - self._submitted,
-                    decode=now - first,
-                    total=now - self._start.began,
-                ),
-                stop,
-            )
-        )
+        self._end(end)
 
     def _cancel(self) -> None:
         if self._sequence is None:
             return
         try:
-            self.context.tell(self._start.driver, Cancel(self._sequence))
+            self.context.tell(self._driver, Cancel(self._sequence))
         except RuntimeFault:
             return  # the driver is gone, and the generation with it
 
-    def _put(self, text: str) -> None:
-        if text or self._held:
-            self._outbox.put_nowait(Delta(text, tuple(self._held)))
-            self._held.clear()
+    def _fail(self, fault: RuntimeFault) -> None:
+        # Whoever is new may be sent away by a full queue, and not one who is half served.
+        lost = isinstance(fault, LOSSES) or (self._transcript.tokens and isinstance(fault, Overloaded))
+        self._end(Lost(fault) if lost else fault)
 
-    def _end(self, outcome: Finished | RuntimeFault | NotTaken) -> None:
+    def _end(self, outcome: Outcome) -> None:
         self._ended = True
         self._outbox.put_nowait(outcome)
         self.context.stop_self()

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 from loguru import logger
 
 from runtime.actors import Actor, ActorRef, Down, Message, ReplyTo, Request, Restart
+from runtime.cluster import LEDGER, Confirm
 from runtime.errors import ActorStopped, ModelError, ModelNotFound, RuntimeFault
 from runtime.inference.accelerator import prepare
+from runtime.inference.borrowing import Borrower, PeerReader, open_same
 from runtime.inference.catalogue import Catalogue
 from runtime.inference.compute import ComputeThread
-from runtime.inference.failure import as_fault, check_digest
+from runtime.inference.failure import as_fault
 from runtime.inference.progress import ProgressBoard
 from runtime.inference.protocol import (
     CloseSequence,
@@ -29,9 +31,19 @@ from runtime.inference.protocol import (
     StepFailed,
     sequences_of,
 )
-from runtime.inference.reclaim import reclaim
+from runtime.inference.reclaim import reclaim, trim
 from runtime.inference.telemetry import emit_all
-from runtime.spi import Checkpoint, Download, ModelFamily, ModelLoaded, ModelUnloaded, Progress, Telemetry
+from runtime.spi import (
+    Checkpoint,
+    Download,
+    LayerSpan,
+    ModelFamily,
+    ModelFiles,
+    ModelLoaded,
+    ModelUnloaded,
+    Progress,
+    Telemetry,
+)
 
 if TYPE_CHECKING:
     from runtime.inference.microbatch import StageSequence
@@ -42,6 +54,8 @@ STAGES = "stages"
 """Path of every node's :class:`StageHost`."""
 LOAD_SECONDS = 3600.0
 """How long fetching and loading a slice may take."""
+CONFIRM_SECONDS = 10.0
+"""How long the node's own ledger may take to answer."""
 
 
 class _Load(Request[StageOpened], frozen=True, tag="stage.load"):
@@ -59,8 +73,15 @@ class StageHost(Actor):
         board: ProgressBoard,
         telemetry: tuple[Telemetry, ...],
         pausing: Callable[[], AbstractContextManager[None]] = nullcontext,
+        borrower: Borrower | None = None,
     ) -> None:
-        """``pausing`` makes the context in which a slice is loaded: the node may be silent meanwhile."""
+        """Make it.
+
+        Args:
+            pausing: makes the context in which a slice is loaded: the node may be silent meanwhile.
+            borrower: takes files from other nodes; None where nodes share none.
+        """
+        self._borrower = borrower
         self._pausing = pausing
         self._catalogue = catalogue
         self._families = families
@@ -73,13 +94,16 @@ class StageHost(Actor):
         """Open a stage; the answer comes when it is loaded."""
         match message:
             case OpenStage():
-                self.context.start_task(self._open(message, self.context.reply_later()), f"open {message.model}")
+                reply = self.context.reply_later()
+                self.context.start_task(self._open(message, reply), f"open {message.model}", reply)
         return None
 
     async def _open(self, order: OpenStage, reply: ReplyTo) -> None:
         stage: ActorRef | None = None
         try:
-            checkpoint = await self._same_checkpoint(order)
+            checkpoint = await self._fetch(order)
+            # The plan may be an hour old, if there was much to fetch, and other programs ask no ledger.
+            await self.context.ask(ActorRef(self.context.node, LEDGER), Confirm(order.reservation), CONFIRM_SECONDS)
             stage = self.context.spawn(
                 lambda: Stage(order, checkpoint, self._families, self._compute, self._reporter(order), self._telemetry),
                 f"{next(self._names)}",
@@ -88,22 +112,52 @@ class StageHost(Actor):
             with self._pausing():
                 opened = await self.context.ask(stage, _Load(), LOAD_SECONDS)
             reply.answer(opened)
-        except Exception as error:  # noqa: BLE001 - a failure here must not take down the node's other stages
+        except BaseException as error:  # a failure here must not take down the node's other stages
             if stage is not None:
                 self.context.stop(stage)
+            if not isinstance(error, Exception):
+                raise  # the driver waits no longer
             reply.fail(as_fault(error, f"opening {order.model} on {self.context.node}"))
 
-    async def _same_checkpoint(self, order: OpenStage) -> Checkpoint:
+    async def _fetch(self, order: OpenStage) -> Checkpoint:
+        """Fetch what the slice needs, once a family has said that it runs the model."""
+        files = await self._open_files(order)
+        checkpoint = files.checkpoint
+        with self._pausing():
+            needed = await self._compute.run(lambda: self._needed(checkpoint, order.span))
+        lacking = needed & checkpoint.absent
+        lender: PeerReader | None = None
+        if lacking and self._borrower is not None:
+            lender = await self._borrower.lender(order.model, order.digest)
+            if not lender.has_any(checkpoint.tensors[name] for name in lacking):
+                lender = None
+        # Also if nothing is lacking: what another process fetched is compared with its CRC here, before it is loaded.
+        return await self._catalogue.fill(files, needed, self._reporter(order), lender)
+
+    def _needed(self, checkpoint: Checkpoint, span: LayerSpan) -> frozenset[str]:
+        """Name the tensors that the slice reads. Runs on the compute thread: families may import MLX."""
+        prepare()
+        from runtime.inference.loading import choose_family
+
+        return choose_family(self._families, checkpoint).tensors(checkpoint, span)
+
+    async def _open_files(self, order: OpenStage) -> ModelFiles:
         try:
-            checkpoint = await self._catalogue.fetch(order.model, self._reporter(order))
+            return await open_same(
+                self._catalogue,
+                self._borrower,
+                order.model,
+                order.digest,
+                self._reporter(order),
+                node=self.context.node,
+                driver=order.driver.node,
+            )
         except ModelNotFound as fault:
             # Not what the client is to be told: the model is there, on the driver's node.
             raise ModelError(
                 f"node {self.context.node} is to hold layers {order.span} of {order.model} and does not find it "
                 f"({fault.message}); give every node the same models"
             ) from fault
-        check_digest(order.model, checkpoint.digest, order.digest, node=self.context.node, driver=order.driver.node)
-        return checkpoint
 
     def _reporter(self, order: OpenStage) -> Progress:
         return self._board.throttled(lambda progress: self._report(order, progress))
@@ -167,10 +221,14 @@ class Stage(Actor):
                 self._close_sequence(sequence)
             case ConnectStage(next):
                 self._next = next
+                if next is not None:
+                    # The driver may see both while what was on its way from here to there is lost with their link.
+                    self.context.monitor(next)
                 return Done()
             case _Load():
                 # Beside the mailbox, so that the loss of the driver is seen, and ends a load that may take long.
-                self.context.start_task(self._load(self.context.reply_later()), "load")
+                reply = self.context.reply_later()
+                self.context.start_task(self._load(reply), "load", reply)
             case Down():
                 self.context.stop_self()
         return None
@@ -234,11 +292,16 @@ class Stage(Actor):
         return Done()
 
     def _close_sequence(self, sequence: int) -> None:
-        self._sequences.pop(sequence, None)
         work = self._work
-        if work is not None and not self._sequences:
-            # The next step tells what to drop; there may be none for long.
-            self._compute.submit(lambda: work.drop_closed, lambda result, error: None)
+        if self._sequences.pop(sequence, None) is None or self._sequences or work is None:
+            return  # the next step tells what to drop
+
+        def drop() -> None:
+            work.drop_closed()
+            # The ledger takes a freed cache for promised memory, which it is only once the system has it back.
+            trim()
+
+        self._compute.submit(lambda: drop, lambda _, error: None)
 
     def _start(self, step: Step | Hidden) -> None:
         work = self._work
@@ -254,7 +317,7 @@ class Stage(Actor):
                 self._sequences.pop(sequence, None)
             if not isinstance(failure, RuntimeFault):
                 logger.opt(exception=failure).error("a step over layers {} failed", self._order.span)
-            self._fail(step.number, str(failure) or repr(failure))
+            self._fail(step.number, failure)
 
     def _pass_on(self, result: Result | None, error: BaseException | None) -> None:
         target = self._next if isinstance(result, Hidden) else self._order.driver
@@ -262,8 +325,10 @@ class Stage(Actor):
             raise error or ModelError(f"layers {self._order.span} have no next stage")
         self.context.tell(target, result)
 
-    def _fail(self, number: int, text: str) -> None:
+    def _fail(self, number: int, failure: Exception) -> None:
+        text = f"{self.context.node}: {str(failure) or repr(failure)}"
+        code = failure.code if isinstance(failure, RuntimeFault) else RuntimeFault.code
         try:
-            self.context.tell(self._order.driver, StepFailed(number, f"{self.context.node}: {text}"))
+            self.context.tell(self._order.driver, StepFailed(number, text, code))
         except RuntimeFault as fault:
             logger.debug("the driver of {} is not told of a failed step: {}", self._order.model, fault)

@@ -8,7 +8,7 @@ This package imports neither MLX nor a web framework, so that listing plugins st
 """
 
 from runtime.spi.checkpoint import Checkpoint, TensorInfo, read_checkpoint
-from runtime.spi.cluster import NodeMemory, NodeView
+from runtime.spi.cluster import MemoryPolicy, NodeMemory, NodeView
 from runtime.spi.commands import Command
 from runtime.spi.discovery import Discovery
 from runtime.spi.engine import (
@@ -31,14 +31,15 @@ from runtime.spi.engine import (
     Tokens,
     TokenText,
     Usage,
+    Waiting,
 )
 from runtime.spi.family import LoadOptions, ModelFamily
 from runtime.spi.frontend import Frontend
 from runtime.spi.hookspecs import ENTRY_POINT_GROUP, PROJECT, hookimpl
 from runtime.spi.layer_calls import LayerCalls
 from runtime.spi.memory import MemoryEstimate, MemoryEstimator, Part, Workload
-from runtime.spi.placement import PlacementPolicy, PlacementRequest, Plan, StagePlan
-from runtime.spi.source import Download, ModelListing, ModelSource, Progress
+from runtime.spi.placement import LayerSeconds, Link, PlacementPolicy, PlacementRequest, Plan, StagePlan
+from runtime.spi.source import Download, Holding, ModelFiles, ModelListing, ModelSource, Progress, RangeReader
 from runtime.spi.span import LayerSpan
 from runtime.spi.telemetry import (
     ModelLoaded,
@@ -65,15 +66,20 @@ __all__ = [
     "Frontend",
     "GenerationEvent",
     "GenerationRequest",
+    "Holding",
     "LayerCalls",
+    "LayerSeconds",
     "LayerSpan",
+    "Link",
     "LoadOptions",
     "LoadedModel",
     "LoadedStage",
     "MemoryEstimate",
     "MemoryEstimator",
+    "MemoryPolicy",
     "ModelCard",
     "ModelFamily",
+    "ModelFiles",
     "ModelListing",
     "ModelLoaded",
     "ModelSource",
@@ -86,6 +92,7 @@ __all__ = [
     "PlacementRequest",
     "Plan",
     "Progress",
+    "RangeReader",
     "RequestFinished",
     "Sampling",
     "ScoredToken",
@@ -99,6 +106,7 @@ __all__ = [
     "TokenText",
     "Tokens",
     "Usage",
+    "Waiting",
     "Workload",
     "hookimpl",
     "read_checkpoint",

@@ -7,12 +7,12 @@ anyone relies on it.
 
 from __future__ import annotations
 
-import hashlib
+import fnmatch
 import itertools
 import json
 import math
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 
 from runtime.errors import CheckpointCorrupt, ModelNotFound
+from runtime.spi.digest import digest
 
 MAX_HEADER_BYTES = 100_000_000
 """The format's own limit."""
@@ -54,18 +55,6 @@ _BITS = {
 }
 
 
-TOKENIZER_FILES = (
-    "chat_template.jinja",
-    "generation_config.json",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-)
-SAMPLED_BYTES = 256
-"""Of each tensor, for the digest."""
-
-
 class TensorInfo(msgspec.Struct, frozen=True):
     """One tensor of a safetensors file."""
 
@@ -82,6 +71,11 @@ class TensorInfo(msgspec.Struct, frozen=True):
     def size(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
+
+    @property
+    def range(self) -> tuple[int, int]:
+        """First byte in the file, and the one after the last."""
+        return self.offset, self.offset + self.nbytes
 
 
 class Checkpoint(msgspec.Struct, frozen=True, dict=True):
@@ -142,41 +136,21 @@ class Checkpoint(msgspec.Struct, frozen=True, dict=True):
     def digest(self) -> str:
         """SHA-256 that tells models apart: two nodes with equal digests serve one model, tokenizer included.
 
-        It covers the configuration, the tokenizer's files, and of each tensor its name, type, shape, place and some
-        bytes from its middle. All of the weights would take minutes to read; training, merging and quantizing
-        change nearly every byte of the tensors that they touch.
+        It covers the configuration, the tokenizer's files, of each tensor its name, type, shape and place, and some
+        bytes from the middle of up to :data:`~runtime.spi.digest.SAMPLED_TENSORS` of them. All of the weights would
+        take minutes to read; training, merging and quantizing change nearly every byte of the tensors that they touch.
 
         Raises:
             CheckpointCorrupt: a file cannot be read any more.
         """
-        state = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
-        try:
-            for name in TOKENIZER_FILES:
-                file = self.path / name
-                if file.is_file():
-                    state.update(f"{name}\n".encode() + hashlib.sha256(file.read_bytes()).digest())
-            for file, tensors in _by_file(self.tensors.values()).items():
-                with file.open("rb") as stream:
-                    for tensor in tensors:
-                        place = f"{file.name}:{tensor.offset}"
-                        state.update(f"{tensor.name}:{tensor.dtype}:{tensor.shape}:{place}\n".encode())
-                        stream.seek(tensor.offset + max(0, tensor.nbytes - SAMPLED_BYTES) // 2)
-                        state.update(stream.read(min(SAMPLED_BYTES, tensor.nbytes)))
-        except OSError as error:
-            raise CheckpointCorrupt(f"{self.path} cannot be read: {error}") from error
-        return state.hexdigest()
+        return digest(self.path, self.config, self.tensors.values())
 
 
-def _by_file(tensors: Iterable[TensorInfo]) -> dict[Path, list[TensorInfo]]:
-    """Group tensors by file, both in the order of their names and places, so that equal models give equal digests."""
-    files: dict[Path, list[TensorInfo]] = {}
-    for tensor in sorted(tensors, key=lambda tensor: (tensor.file.name, tensor.offset, tensor.name)):
-        files.setdefault(tensor.file, []).append(tensor)
-    return files
-
-
-def read_checkpoint(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path, files: Sequence[Path] | None = None) -> Checkpoint:
     """Read ``config.json`` and every safetensors header in a folder.
+
+    Args:
+        files: the weights, where they are not in the folder.
 
     Raises:
         ModelNotFound: the folder or its ``config.json`` is not there.
@@ -185,7 +159,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if not path.is_dir():
         raise ModelNotFound(f"there is no model folder at {path}")
     config = _read_config(path)
-    files = _weight_files(path)
+    if files is None:
+        files = [path / name for name in weight_files(path, (file.name for file in path.iterdir()))]
     tensors: dict[str, TensorInfo] = {}
     for file in files:
         for tensor in read_safetensors_header(file):
@@ -223,8 +198,15 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _weight_files(path: Path) -> list[Path]:
-    """Files named by the index where there is one, because folders also hold adapters and other copies."""
+def weight_files(path: Path, there: Iterable[str]) -> list[str]:
+    """Choose the files with the model's weights among the names of those that are ``there``.
+
+    They are those that the index in the folder ``path`` names, because repositories also hold adapters and copies.
+
+    Raises:
+        CheckpointCorrupt: the index cannot be used, one of its files is not there, or there are no weights.
+    """
+    there = sorted(there)
     index = path / "model.safetensors.index.json"
     if index.is_file():
         try:
@@ -237,14 +219,14 @@ def _weight_files(path: Path) -> list[Path]:
         for name in names:
             if not isinstance(name, str) or Path(name).name != name or "\0" in name:
                 raise CheckpointCorrupt(f"{index} names the file {name!r}, which is not in the model's folder")
-        missing = [name for name in names if not (path / name).is_file()]
+        missing = [name for name in names if name not in there]
         if missing:
             raise CheckpointCorrupt(f"{path} lacks {', '.join(missing)}, which its index names; fetch the model again")
-        return [path / name for name in names]
-    files = sorted(path.glob("model*.safetensors")) or sorted(path.glob("weights*.safetensors"))
-    if not files:
+        return names
+    names = fnmatch.filter(there, "model*.safetensors") or fnmatch.filter(there, "weights*.safetensors")
+    if not names:
         raise CheckpointCorrupt(f"{path} has a config.json and no model*.safetensors")
-    return files
+    return names
 
 
 def read_safetensors_header(file: Path) -> list[TensorInfo]:
@@ -256,27 +238,36 @@ def read_safetensors_header(file: Path) -> list[TensorInfo]:
     try:
         size = file.stat().st_size
         with file.open("rb") as stream:
-            prefix = stream.read(8)
-            if len(prefix) < 8:
-                raise CheckpointCorrupt(f"{file} is {size} bytes long, too short for a safetensors file")
-            (length,) = struct.unpack("<Q", prefix)
-            if length > MAX_HEADER_BYTES or 8 + length > size:
-                raise CheckpointCorrupt(
-                    f"{file} is not a safetensors file, or was cut short: its header claims {length} bytes "
-                    f"and the file has {size}"
-                )
-            header = json.loads(stream.read(length))
+            end = header_end(file, stream.read(8), size)
+            header = json.loads(stream.read(end - 8))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointCorrupt(f"the safetensors header of {file} cannot be read: {error}") from error
     if not isinstance(header, dict):
         raise CheckpointCorrupt(f"the safetensors header of {file} is not a JSON object")
     header.pop("__metadata__", None)
-    tensors = [_tensor(file, size, 8 + length, name, entry) for name, entry in header.items()]
+    tensors = [_tensor(file, size, end, name, entry) for name, entry in header.items()]
     in_order = sorted((tensor for tensor in tensors if tensor.nbytes), key=lambda tensor: tensor.offset)
     for before, after in itertools.pairwise(in_order):
         if before.offset + before.nbytes > after.offset:
             raise CheckpointCorrupt(f"{file} is damaged: its tensors {before.name!r} and {after.name!r} overlap")
     return tensors
+
+
+def header_end(file: Path, prefix: bytes, size: int) -> int:
+    """Return where the header of a safetensors file ends, from the file's first 8 bytes and its size.
+
+    Raises:
+        CheckpointCorrupt: they are not those of a safetensors file.
+    """
+    if len(prefix) < 8:
+        raise CheckpointCorrupt(f"{file} is {size} bytes long, too short for a safetensors file")
+    (length,) = struct.unpack("<Q", prefix)
+    if length > MAX_HEADER_BYTES or 8 + length > size:
+        raise CheckpointCorrupt(
+            f"{file} is not a safetensors file, or was cut short: its header claims {length} bytes "
+            f"and the file has {size}"
+        )
+    return 8 + int(length)
 
 
 def _tensor(file: Path, size: int, base: int, name: str, entry: Any) -> TensorInfo:

@@ -1,7 +1,7 @@
 """What a frontend asks of the runtime, and what it hears back.
 
-``Engine.generate`` yields one :class:`Started`, any number of :class:`Delta`, and one :class:`Finished`. Closing the
-iterator early (the client went away) cancels the generation everywhere.
+``Engine.generate`` yields one :class:`Started`, any number of :class:`Delta` and :class:`Waiting`, and one
+:class:`Finished`. Closing the iterator early (the client went away) cancels the generation everywhere.
 """
 
 from __future__ import annotations
@@ -158,7 +158,15 @@ class Finished(msgspec.Struct, frozen=True):
     """The stop text that ended it, if one did."""
 
 
-GenerationEvent = Started | Delta | Finished
+class Waiting(msgspec.Struct, frozen=True):
+    """Nothing new for a while, and the generation goes on: a node was lost and others take over, or a step is long.
+
+    Where the protocol has room for a sign of life the client gets one, so that it does not give up. It comes only
+    after the first :class:`Delta` or token whose text is held back.
+    """
+
+
+GenerationEvent = Started | Delta | Waiting | Finished
 
 
 class ModelCard(msgspec.Struct, frozen=True):

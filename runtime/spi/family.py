@@ -10,6 +10,7 @@ import msgspec
 
 from runtime.spi.checkpoint import Checkpoint, TensorInfo
 from runtime.spi.layer_calls import LayerCalls
+from runtime.spi.slices import slice_tensors
 from runtime.spi.span import LayerSpan
 
 if TYPE_CHECKING:
@@ -37,6 +38,15 @@ class ModelFamily(ABC):
     def refusal(self, checkpoint: Checkpoint) -> str | None:
         """Say why this family does not run the model, or None if it does. Nothing is imported for an unknown type."""
 
+    def tensors(self, checkpoint: Checkpoint, span: LayerSpan) -> frozenset[str]:
+        """Name the tensors that :meth:`load` reads for a slice, in the checkpoint's own names.
+
+        A node fetches these and no others. This decides by the names, as most architectures spell them; a family whose
+        slices read more than that, or much less, says so itself. What is not fetched is
+        :attr:`~runtime.spi.Checkpoint.absent` when :meth:`load` is called.
+        """
+        return slice_tensors(checkpoint, span)
+
     @abstractmethod
     def build(self, config: dict[str, Any], tensors: Mapping[str, TensorInfo] | None = None) -> nn.Module:
         """Make the whole module tree from ``config.json``, lazily: no weight is allocated.
@@ -56,6 +66,7 @@ class ModelFamily(ABC):
     ) -> None:
         """Load exactly the tensors that the model owns, strictly, and evaluate them.
 
+        Tensors that are :attr:`~runtime.spi.Checkpoint.absent` are never read: their bytes would be zeros.
         ``progress`` is called with the bytes evaluated so far and the bytes in all.
 
         Raises:

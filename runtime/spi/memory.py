@@ -10,6 +10,8 @@ from runtime.spi.checkpoint import Checkpoint
 from runtime.spi.family import LoadOptions
 from runtime.spi.span import LayerSpan
 
+WEIGHTS = "weights"
+"""Name of the part that stronger quantization shrinks."""
 KV_CACHE = "KV cache"
 """Name of the part that grows with context and sequences. A policy that refuses may say how much of it to give up."""
 

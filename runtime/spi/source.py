@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
+
+from runtime.spi.checkpoint import Checkpoint, read_checkpoint
+from runtime.spi.ranges import Ranges
 
 
 class Download(msgspec.Struct, frozen=True):
@@ -42,6 +46,98 @@ class ModelListing(msgspec.Struct, frozen=True):
     """
 
 
+class RangeReader(Protocol):
+    """Reads a part of one of a model's files from wherever it is. Called from several threads at once; may block."""
+
+    def __call__(self, file: str, start: int, stop: int, /) -> bytes | None:
+        """Return bytes ``start`` to ``stop - 1`` of a file, or None where they are not to be had here.
+
+        Raises:
+            RuntimeFault: they should be, and cannot be read.
+        """
+
+
+class Holding(msgspec.Struct, frozen=True):
+    """What of one of a model's files is on this machine."""
+
+    path: Path
+    size: int
+    """Bytes of the whole file."""
+    ranges: Ranges
+    """The bytes that are here."""
+
+
+MODEL_SUFFIXES = (".json", ".jinja", ".txt", ".model", ".tiktoken")
+"""Files of a model beside its weights: configuration and tokenizer, and never code."""
+
+
+class ModelFiles(ABC):
+    """A model whose configuration, tokenizer and tensor headers are on this machine, whether or not its weights are.
+
+    Methods may block, and may be called from any thread.
+    """
+
+    @property
+    @abstractmethod
+    def checkpoint(self) -> Checkpoint:
+        """The headers, with what was :attr:`~runtime.spi.Checkpoint.absent` after the last fetch."""
+
+    @abstractmethod
+    def fetch(self, tensors: Collection[str], progress: Progress, lender: RangeReader | None = None) -> Checkpoint:
+        """See to it that the bytes of these tensors are here, and return the checkpoint in which they are not absent.
+
+        Args:
+            tensors: names from the checkpoint.
+            progress: is called with the bytes of this fetch alone.
+            lender: a source that is nearer; what it does not have is fetched from where the model comes from.
+
+        Raises:
+            ModelError: they cannot be had, or there is no room for them.
+        """
+
+    @abstractmethod
+    def holdings(self) -> dict[str, Holding]:
+        """Say what is here of each file that the model is made of, by its name; all are in one folder elsewhere."""
+
+
+class WholeFolder(ModelFiles):
+    """A folder in which nothing is missing."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read the headers.
+
+        Raises:
+            CheckpointCorrupt: a file is damaged.
+        """
+        self._checkpoint = read_checkpoint(folder)
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The folder's headers."""
+        return self._checkpoint
+
+    def fetch(self, tensors: Collection[str], progress: Progress, lender: RangeReader | None = None) -> Checkpoint:
+        """Return the checkpoint: all of it is here."""
+        del tensors, progress, lender
+        return self._checkpoint
+
+    def holdings(self) -> dict[str, Holding]:
+        """Name every file, whole."""
+        weights = {tensor.file for tensor in self._checkpoint.tensors.values()}
+        return {file.name: whole(file) for file in (*model_files(self._checkpoint.path), *weights)}
+
+
+def model_files(folder: Path) -> list[Path]:
+    """List the files of a model beside its weights."""
+    return sorted(file for file in folder.iterdir() if file.suffix in MODEL_SUFFIXES and file.is_file())
+
+
+def whole(file: Path) -> Holding:
+    """Say that all of a file is here."""
+    size = file.stat().st_size
+    return Holding(file, size, ((0, size),) if size else ())
+
+
 class ModelSource(ABC):
     """Turns a model's name into a folder in the Hugging Face or MLX layout.
 
@@ -58,9 +154,19 @@ class ModelSource(ABC):
     def local(self) -> list[ModelListing]:
         """Models of this source that are already on the machine, without using the network."""
 
+    def open(self, name: str, progress: Progress) -> ModelFiles:
+        """Return a model's headers, and the means to get the bytes of a slice.
+
+        A source that can read parts of files fetches no weights here. This one fetches everything.
+
+        Raises:
+            ModelNotFound, CheckpointCorrupt: as :meth:`fetch`.
+        """
+        return WholeFolder(self.fetch(name, progress))
+
     @abstractmethod
     def fetch(self, name: str, progress: Progress) -> Path:
-        """Return the model's folder, downloading or converting what is missing.
+        """Return the model's folder, whole, downloading or converting what is missing.
 
         Raises:
             ModelNotFound: the source claims the form of the name and has no such model. The message says where it

@@ -26,6 +26,20 @@ def llama_cpp_order(matrix: NDArray[Any], heads: int) -> NDArray[Any]:
     return matrix.reshape(heads, 2, -1, *matrix.shape[1:]).swapaxes(1, 2).reshape(matrix.shape)
 
 
+def bpe_metadata() -> dict[str, Any]:
+    """Return the metadata of a small byte-level BPE with the tokens :data:`TOKENS`."""
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "smollm",
+        "tokenizer.ggml.tokens": list(TOKENS),
+        "tokenizer.ggml.token_type": [3] * len(SPECIAL) + [1] * (len(TOKENS) - len(SPECIAL)),
+        "tokenizer.ggml.merges": list(MERGES),
+        "tokenizer.ggml.bos_token_id": 0,
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.chat_template": TEMPLATE,
+    }
+
+
 def matrices(seed: int = 0) -> dict[str, NDArray[np.float32]]:
     """Weights by GGUF's names, with q and k in the order of Hugging Face."""
     random = np.random.default_rng(seed)
@@ -76,14 +90,7 @@ def write_llama(
         "llama.attention.head_count_kv": KV_HEADS,
         "llama.attention.layer_norm_rms_epsilon": 1e-5,
         "llama.rope.freq_base": 10000.0,
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": "smollm",
-        "tokenizer.ggml.tokens": list(TOKENS),
-        "tokenizer.ggml.token_type": [3] * len(SPECIAL) + [1] * (len(TOKENS) - len(SPECIAL)),
-        "tokenizer.ggml.merges": list(MERGES),
-        "tokenizer.ggml.bos_token_id": 0,
-        "tokenizer.ggml.eos_token_id": 2,
-        "tokenizer.chat_template": TEMPLATE,
+        **bpe_metadata(),
     }
     tensors = {**matrices(), **(more or {})}
     if spm is not None:
@@ -97,19 +104,7 @@ def write_llama(
         }
         tensors["token_embd.weight"] = np.zeros((len(spm[0]), HIDDEN), dtype=np.float32)
     for key, value in {**metadata, **(keys or {})}.items():
-        match value:
-            case None:
-                continue
-            case bool():
-                writer.add_bool(key, value)
-            case str():
-                writer.add_string(key, value)
-            case int():
-                writer.add_uint32(key, value)
-            case float():
-                writer.add_float32(key, value)
-            case _:
-                writer.add_array(key, value)
+        add_value(writer, key, value)
     for name, tensor in tensors.items():
         if name in without:
             continue
@@ -125,3 +120,20 @@ def write_llama(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def add_value(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
+    """Add a value to the metadata as the type that converters give it; None adds nothing."""
+    match value:
+        case None:
+            return
+        case bool():
+            writer.add_bool(key, value)
+        case str():
+            writer.add_string(key, value)
+        case int():
+            writer.add_uint32(key, value)
+        case float():
+            writer.add_float32(key, value)
+        case _:
+            writer.add_array(key, value)

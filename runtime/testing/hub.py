@@ -6,6 +6,7 @@ ranges (https://huggingface.co/docs/hub/api). Point a process at it with :meth:`
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import re
@@ -20,8 +21,10 @@ from urllib.parse import unquote, urlsplit
 
 TOKEN = "hf_stand_in"  # noqa: S105  # opens the stand-in's gated repositories, and nothing else
 _CHUNK = 64 * 1024
+_LARGE = (".safetensors", ".bin", ".gguf")
 _INFO = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)(?:/revision/(?P<revision>[^/]+))?")
 _TREE = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)/tree/(?P<revision>[^/]+)")
+_SIGNED = re.compile(r"/signed/(?P<number>\d+)/(?P<repo>[^/]+/[^/]+)/(?P<revision>[^/]+)/(?P<path>.+)")
 _FILE = re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
 
 
@@ -31,6 +34,7 @@ class Seen(NamedTuple):
     method: str
     path: str
     range: str | None
+    authorization: str | None
 
 
 class Repository:
@@ -39,8 +43,14 @@ class Repository:
     def __init__(self, folder: Path, *, gated: bool) -> None:
         self.gated = gated
         self.files = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
+        self.hashes = {
+            name: hashlib.sha256(file.read_bytes()).hexdigest()
+            for name, file in self.files.items()
+            if name.endswith(_LARGE)
+        }
+        """SHA-256 of what a hub stores as large files."""
         self.etags = {
-            name: hashlib.sha1(file.read_bytes(), usedforsecurity=False).hexdigest()
+            name: self.hashes.get(name) or hashlib.sha1(file.read_bytes(), usedforsecurity=False).hexdigest()
             for name, file in self.files.items()
         }
         listing = json.dumps(self.etags, sort_keys=True).encode()
@@ -59,6 +69,19 @@ class StandInHub:
         self.repositories = {name: Repository(folder, gated=False) for name, folder in repositories.items()}
         self.repositories |= {name: Repository(folder, gated=True) for name, folder in (gated or {}).items()}
         self.seen: list[Seen] = []
+        self.sent = 0
+        """Bytes of files that were sent, without headers."""
+        self.signed_uses: int | None = None
+        """Send those who ask for a large file on to an address of another host, good for so many requests."""
+        self.uses: list[int] = []
+        """How often each such address was used."""
+        self.ranges = True
+        """Whether parts of files are sent; a server without ranges sends them whole."""
+        self.excess = 0
+        """Bytes that are sent after each part of a file, which nobody asked for."""
+        self.packs = False
+        """Whether parts of files are sent in gzip's form, though nobody asked for that."""
+        self._counting = threading.Lock()
         self.stall_after: int | None = None
         """Stop the next body that is longer after this many bytes, set :attr:`stalled`, and wait for the client to go
         or for :attr:`resume`."""
@@ -73,6 +96,11 @@ class StandInHub:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), name="stand-in-hub")
+
+    def count(self, sent: int) -> None:
+        """Add to :attr:`sent`."""
+        with self._counting:
+            self.sent += sent
 
     @property
     def url(self) -> str:
@@ -117,8 +145,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, *, body: bool) -> None:
         path = unquote(urlsplit(self.path).path)
-        self.stand_in.seen.append(Seen(self.command, path, self.headers.get("Range")))
-        for pattern, answer in ((_TREE, self._tree), (_INFO, self._info), (_FILE, self._file)):
+        self.stand_in.seen.append(
+            Seen(self.command, path, self.headers.get("Range"), self.headers.get("Authorization"))
+        )
+        for pattern, answer in (
+            (_TREE, self._tree),
+            (_INFO, self._info),
+            (_SIGNED, self._signed),
+            (_FILE, self._resolve),
+        ):
             match = pattern.fullmatch(path)
             if match is None:
                 continue
@@ -133,10 +168,13 @@ class _Handler(BaseHTTPRequestHandler):
         self._refuse(HTTPStatus.NOT_FOUND, "EntryNotFound")
 
     def _info(self, match: re.Match[str], repository: Repository, body: bool) -> None:
-        siblings = [
-            {"rfilename": name, "size": file.stat().st_size, "blobId": repository.etags[name]}
-            for name, file in repository.files.items()
-        ]
+        siblings: list[dict[str, object]] = []
+        for name, file in repository.files.items():
+            size = file.stat().st_size
+            entry: dict[str, object] = {"rfilename": name, "size": size, "blobId": repository.etags[name]}
+            if name in repository.hashes:
+                entry["lfs"] = {"size": size, "sha256": repository.hashes[name], "pointerSize": 134}
+            siblings.append(entry)
         info = {
             "id": match["repo"],
             "modelId": match["repo"],
@@ -166,6 +204,29 @@ class _Handler(BaseHTTPRequestHandler):
         if body:
             self.wfile.write(content)
 
+    def _resolve(self, match: re.Match[str], repository: Repository, body: bool) -> None:
+        hub, name = self.stand_in, match["path"]
+        if hub.signed_uses is None or name not in repository.hashes:
+            self._file(match, repository, body)
+            return
+        hub.uses.append(0)
+        self.send_response(HTTPStatus.FOUND)
+        address = f"http://localhost:{urlsplit(hub.url).port}/signed/{len(hub.uses) - 1}"
+        self.send_header("Location", f"{address}/{match['repo']}/{repository.commit}/{name}")
+        self.send_header("X-Linked-Size", str(repository.files[name].stat().st_size))
+        self.send_header("X-Linked-ETag", f'"{repository.etags[name]}"')
+        self.send_header("X-Repo-Commit", repository.commit)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def _signed(self, match: re.Match[str], repository: Repository, body: bool) -> None:
+        hub, number = self.stand_in, int(match["number"])
+        if hub.signed_uses is None or hub.uses[number] >= hub.signed_uses:
+            self._refuse(HTTPStatus.FORBIDDEN, "Expired")
+            return
+        hub.uses[number] += 1
+        self._file(match, repository, body)
+
     def _file(self, match: re.Match[str], repository: Repository, body: bool) -> None:
         file = repository.files.get(match["path"])
         if repository.gated and self.headers.get("Authorization") != f"Bearer {TOKEN}":
@@ -175,13 +236,18 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(HTTPStatus.NOT_FOUND, "EntryNotFound", repository.commit)
             return
         content = file.read_bytes()
-        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")) if self.stand_in.ranges else None
         first = int(asked[1]) if asked else 0
-        last = int(asked[2]) if asked and asked[2] else len(content) - 1
+        last = min(int(asked[2]) if asked and asked[2] else len(content), len(content) - 1)
         self.send_response(HTTPStatus.PARTIAL_CONTENT if asked else HTTPStatus.OK)
         if asked:
             self.send_header("Content-Range", f"bytes {first}-{last}/{len(content)}")
         part = content[first : last + 1]
+        if asked:
+            part += bytes(self.stand_in.excess)
+        if asked and self.stand_in.packs:
+            part = gzip.compress(part)
+            self.send_header("Content-Encoding", "gzip")
         self.send_header("Content-Length", str(len(part)))
         self.send_header("Content-Type", "application/octet-stream")
         self.send_header("Accept-Ranges", "bytes")
@@ -202,7 +268,9 @@ class _Handler(BaseHTTPRequestHandler):
             end, hub.cut_after = hub.cut_after or 0, None
         try:
             for start in range(0, end, _CHUNK):
-                self.wfile.write(content[start : min(end, start + _CHUNK)])
+                chunk = content[start : min(end, start + _CHUNK)]
+                self.wfile.write(chunk)
+                hub.count(len(chunk))
             self.wfile.flush()
             if stall:
                 hub.stalled.set()

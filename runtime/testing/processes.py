@@ -23,8 +23,8 @@ import httpx
 
 READY_SECONDS = 60.0
 """How long a node may take until it answers; a machine that runs the checks of several projects is slow."""
-STOP_SECONDS = 30.0
-"""How long a node that was asked to stop may take."""
+STOP_SECONDS = 60.0
+"""How long a node that was asked to stop may take: it waits for up to 20 s itself, and a slow machine takes longer."""
 POLL_SECONDS = 0.02
 
 _COMMAND = (sys.executable, "-c", "from runtime.cli import main; main()")
@@ -37,7 +37,7 @@ class NodeFailed(Exception):
     """A node did not start, or not in time. The text has its log."""
 
 
-def eventually(read: Callable[[], T | None], what: str, seconds: float = 10.0) -> T:
+def eventually(read: Callable[[], T | None], what: str, seconds: float = READY_SECONDS) -> T:
     """Call ``read`` until it returns something true, and return that.
 
     Raises:
@@ -150,13 +150,17 @@ class NodeProcess:
             raise NodeFailed(f"{error}; its log:\n{self.log}") from None
 
     def terminate(self) -> int:
-        """Ask it to stop, wait until it has, and return its exit code; a node that does not stop is killed."""
+        """Ask it to stop, wait until it has, and return its exit code.
+
+        Raises:
+            NodeFailed: it did not stop in time, and was killed.
+        """
         self.process.terminate()
         try:
             return self.process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             self.kill()
-            raise
+            raise NodeFailed(f"node {self.name} did not stop within {STOP_SECONDS:g} s; its log:\n{self.log}") from None
 
     def kill(self) -> None:
         """End it without a word, as a power cut would."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtime.spi import Checkpoint, read_checkpoint
-from runtime.spi.checkpoint import TOKENIZER_FILES
+from runtime.spi.digest import TOKENIZER_FILES
 
 if TYPE_CHECKING:
     import mlx.core as mx

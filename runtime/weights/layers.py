@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-_LAYER = re.compile(r"(?:^|\.)(?:layers|blocks|h)\.(\d+)\.")
-_EXPERT = re.compile(r"\.(?:experts|moe\.mlp)\.(\d+)\.")
+_LAYER = re.compile(r"(?:^|\.)(?:layers|blocks|h)\.(\d{1,6})\.")
+_EXPERT = re.compile(r"\.(?:experts|moe\.mlp)\.(\d{1,6})\.")
 _MARK = "@"
 _TOWER = re.compile(r"(?:^|\.)(?:visual|vision(?:_\w+)?|audio(?:_\w+)?)\.")
 _SPECULATIVE = re.compile(r"(?:^|\.)mtp(?:_\w+)?\.")

@@ -19,6 +19,11 @@ from runtime.spi import Checkpoint, LayerSpan, TensorInfo
 from runtime.spi.checkpoint import MAX_LAYERS
 from runtime.weights.layers import expert_of, is_speculative, layer_of, renumbered
 
+MAX_EXPERTS = 4096
+"""Far beyond any layer's."""
+MAX_EXPERT_TENSORS = 1 << 18
+"""Of one layer; far beyond any model's."""
+
 _DTYPES = {
     "BOOL": mx.bool_,
     "F8_E4M3": mx.uint8,  # MLX reads these types as bytes
@@ -76,6 +81,9 @@ def stand_ins(tensors: Mapping[str, TensorInfo], span: LayerSpan | None) -> dict
     There can be tens of thousands of experts, which are stacked one by one. The experts of one layer are enough to tell
     how all are stored. Where the slice lacks layer 0 they are given as that layer's, as this is where architectures
     look; and every expert has all its tensors, even if the files at hand have only some of that layer.
+
+    Raises:
+        CheckpointCorrupt: a tensor's name has a number of an expert that no model has so many of.
     """
     total = MAX_LAYERS if span is None else span.total
     known = [tensor for tensor in tensors.values() if not is_speculative(tensor.name, total)]
@@ -90,11 +98,26 @@ def stand_ins(tensors: Mapping[str, TensorInfo], span: LayerSpan | None) -> dict
     if experts:
         example = min(layer_of(tensor.name) or 0 for tensor in experts) if has_layer_0 else 0
         kinds = {renumbered(tensor.name, layer=example, expert=0): tensor for tensor in experts}
-        count = 1 + max(expert_of(name) or 0 for name in tensors)
+        count = _experts(tensors)
+        if count * len(kinds) > MAX_EXPERT_TENSORS:
+            raise CheckpointCorrupt(
+                f"the names of the tensors tell of {count} experts of {len(kinds)} tensors each, "
+                f"and no layer has more than {MAX_EXPERT_TENSORS} in all"
+            )
         for name, tensor in kinds.items():
             for expert in range(count):
                 found[renumbered(name, expert=expert)] = _constant(tensor)
     return found
+
+
+def _experts(names: Iterable[str]) -> int:
+    """Return how many experts a layer has: one more than the largest number, as some may be in files elsewhere."""
+    largest, name = max((expert_of(name) or 0, name) for name in names)
+    if largest >= MAX_EXPERTS:
+        raise CheckpointCorrupt(
+            f"the tensor {name} is of expert {largest}, and no layer has more than {MAX_EXPERTS} experts"
+        )
+    return largest + 1
 
 
 def absent_outside_layers(checkpoint: Checkpoint) -> dict[str, mx.array]:

@@ -20,6 +20,10 @@ def parse_address(address: str) -> tuple[str, int]:
         raise ConfigError(f"{address!r} is not an address; write an IPv6 host in brackets, as in [::1]:7878")
     if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise ConfigError(f"{address!r} is not an address of the form host:port")
+    try:
+        host.encode("idna")  # as whoever looks the name up does
+    except UnicodeError as error:
+        raise ConfigError(f"{address!r} is not an address: {host!r} is no host name ({error})") from error
     return host, int(port)
 
 

@@ -32,6 +32,7 @@ MAX_ENVELOPE = 16 * 1024 * 1024
 _ALIGNMENT = 16
 _LENGTH = struct.Struct("<I")
 _NIL = Raw(b"\xc0")
+_NO_TENSORS = memoryview(b"")
 
 _Address = tuple[str, str, int]
 
@@ -47,52 +48,91 @@ class UnknownMessage(ProtocolError):
         self.ask_id = ask_id
 
 
-class _Tell(msgspec.Struct, frozen=True, array_like=True, tag=0):
+class _Envelope(msgspec.Struct, frozen=True, array_like=True):
+    """The msgpack part of a payload; its fields, in their order, are the items of the array."""
+
+    def signal(self, tensors: memoryview) -> Signal:
+        """Return the signal, whose tensors lie in ``tensors``."""
+        raise NotImplementedError
+
+
+class _Tell(_Envelope, frozen=True, tag=0):
     target: _Address
-    tag: str
+    name: str
     message: Raw
 
+    def signal(self, tensors: memoryview) -> Signal:
+        return Tell(ActorRef(*self.target), _message(self.name, self.message, tensors, None))
 
-class _Ask(msgspec.Struct, frozen=True, array_like=True, tag=1):
+
+class _Ask(_Envelope, frozen=True, tag=1):
     target: _Address
-    tag: str
+    name: str
     message: Raw
     id: int
     timeout_ms: int
     chain: tuple[tuple[_Address, int], ...] = ()
 
+    def signal(self, tensors: memoryview) -> Signal:
+        chain = tuple([Caller(ActorRef(*address), ask) for address, ask in self.chain]) if self.chain else ()
+        message = _message(self.name, self.message, tensors, self.id)
+        return Ask(ActorRef(*self.target), message, self.id, self.timeout_ms, chain)
 
-class _Answer(msgspec.Struct, frozen=True, array_like=True, tag=2):
+
+class _Answer(_Envelope, frozen=True, tag=2):
     id: int
-    tag: str | None
+    name: str | None
     message: Raw
 
+    def signal(self, tensors: memoryview) -> Signal:
+        return Answer(self.id, None if self.name is None else _message(self.name, self.message, tensors, None))
 
-class _Failure(msgspec.Struct, frozen=True, array_like=True, tag=3):
+
+class _Failure(_Envelope, frozen=True, tag=3):
     id: int
     code: str
     text: str
 
+    def signal(self, tensors: memoryview) -> Signal:
+        del tensors
+        return Failure(self.id, self.code, self.text)
 
-class _Watch(msgspec.Struct, frozen=True, array_like=True, tag=4):
+
+class _Watch(_Envelope, frozen=True, tag=4):
     target: _Address
 
+    def signal(self, tensors: memoryview) -> Signal:
+        del tensors
+        return Watch(ActorRef(*self.target))
 
-class _Unwatch(msgspec.Struct, frozen=True, array_like=True, tag=5):
+
+class _Unwatch(_Envelope, frozen=True, tag=5):
     target: _Address
 
+    def signal(self, tensors: memoryview) -> Signal:
+        del tensors
+        return Unwatch(ActorRef(*self.target))
 
-class _Gone(msgspec.Struct, frozen=True, array_like=True, tag=6):
+
+class _Gone(_Envelope, frozen=True, tag=6):
     target: _Address
     reason: str
 
+    def signal(self, tensors: memoryview) -> Signal:
+        del tensors
+        return Gone(ActorRef(*self.target), self.reason)
 
-class _Cancel(msgspec.Struct, frozen=True, array_like=True, tag=7):
+
+class _Cancel(_Envelope, frozen=True, tag=7):
     id: int
 
+    def signal(self, tensors: memoryview) -> Signal:
+        del tensors
+        return Cancel(self.id)
 
-_Envelope = _Tell | _Ask | _Answer | _Failure | _Watch | _Unwatch | _Gone | _Cancel
-_decoder: msgspec.msgpack.Decoder[_Envelope] = msgspec.msgpack.Decoder(_Envelope)
+
+_decoder = msgspec.msgpack.Decoder(_Tell | _Ask | _Answer | _Failure | _Watch | _Unwatch | _Gone | _Cancel)
+_encoder = msgspec.msgpack.Encoder()
 
 
 def encode(signal: Signal) -> list[Buffer]:
@@ -103,7 +143,7 @@ def encode(signal: Signal) -> list[Buffer]:
         TypeError: a field of the message is of a type that cannot travel.
     """
     tensors: list[Buffer] = []
-    envelope = msgspec.msgpack.encode(_to_envelope(signal, tensors))
+    envelope = _encoder.encode(_to_envelope(signal, tensors))
     if len(envelope) > MAX_ENVELOPE:
         raise TooLarge(
             f"{type(signal).__name__} is {len(envelope)} bytes without its tensors; at most {MAX_ENVELOPE} can travel"
@@ -119,15 +159,17 @@ def decode(payload: Buffer) -> Signal:
         UnknownMessage: all is well but for a message that no imported module defines.
         ProtocolError: the payload is malformed.
     """
-    view = memoryview(payload).toreadonly()
-    if len(view) < _LENGTH.size:
-        raise ProtocolError(f"a payload of {len(view)} bytes is too short to hold a signal")
+    view = memoryview(payload)
+    size = len(view)
+    if size < _LENGTH.size:
+        raise ProtocolError(f"a payload of {size} bytes is too short to hold a signal")
     length: int = _LENGTH.unpack_from(view)[0]
     end = _LENGTH.size + length
-    if length > MAX_ENVELOPE or end > len(view):
-        raise ProtocolError(f"a payload of {len(view)} bytes claims an envelope of {length}")
+    if length > MAX_ENVELOPE or end > size:
+        raise ProtocolError(f"a payload of {size} bytes claims an envelope of {length}")
     try:
-        return _from_envelope(_decoder.decode(view[_LENGTH.size : end]), view[end + _padding(end) :])
+        envelope: _Envelope = _decoder.decode(view[_LENGTH.size : end])
+        return envelope.signal(view[end + _padding(end) :].toreadonly() if end < size else _NO_TENSORS)
     except UnknownMessage:
         raise
     except Exception as error:
@@ -141,52 +183,32 @@ def _padding(size: int) -> int:
 
 
 def _to_envelope(signal: Signal, tensors: list[Buffer]) -> _Envelope:
+    """Return the envelope of a signal, and put the tensors of its message aside. The common kinds come first."""
     match signal:
-        case Tell(target, message):
-            return _Tell(_address(target), tag_of(message), _body(message, tensors))
-        case Ask(target, message, ask_id, timeout_ms, chain):
-            callers = tuple((_address(caller.ref), caller.ask) for caller in chain)
-            return _Ask(_address(target), tag_of(message), _body(message, tensors), ask_id, timeout_ms, callers)
-        case Cancel(ask_id):
-            return _Cancel(ask_id)
-        case Answer(ask_id, None):
-            return _Answer(ask_id, None, _NIL)
-        case Answer(ask_id, value):
-            assert value is not None  # noqa: S101 - the case above took None; mypy does not see it
-            return _Answer(ask_id, tag_of(value), _body(value, tensors))
-        case Failure(ask_id, code, text):
-            return _Failure(ask_id, code, text)
-        case Watch(target):
-            return _Watch(_address(target))
-        case Unwatch(target):
-            return _Unwatch(_address(target))
-        case Gone(target, reason):
-            return _Gone(_address(target), reason)
-
-
-def _from_envelope(envelope: _Envelope, tensors: memoryview) -> Signal:
-    match envelope:
-        case _Tell(target, tag, body):
-            return Tell(ActorRef(*target), _message(tag, body, tensors, None))
-        case _Ask(target, tag, body, ask_id, timeout_ms, chain):
-            callers = tuple(Caller(ActorRef(*address), ask) for address, ask in chain)
-            return Ask(ActorRef(*target), _message(tag, body, tensors, ask_id), ask_id, timeout_ms, callers)
-        case _Cancel(ask_id):
-            return Cancel(ask_id)
-        case _Answer(ask_id, None, _):
-            return Answer(ask_id, None)
-        case _Answer(ask_id, str(tag), body):
-            return Answer(ask_id, _message(tag, body, tensors, None))
-        case _Failure(ask_id, code, text):
-            return Failure(ask_id, code, text)
-        case _Watch(target):
-            return Watch(ActorRef(*target))
-        case _Unwatch(target):
-            return Unwatch(ActorRef(*target))
-        case _Gone(target, reason):
-            return Gone(ActorRef(*target), reason)
-        case _:
-            raise TypeError(f"{envelope!r} is no envelope")
+        case Tell():
+            message = signal.message
+            return _Tell(_address(signal.target), tag_of(message), _body(message, tensors))
+        case Ask():
+            message = signal.message
+            chain = tuple([(_address(caller.ref), caller.ask) for caller in signal.chain]) if signal.chain else ()
+            return _Ask(
+                _address(signal.target), tag_of(message), _body(message, tensors), signal.id, signal.timeout_ms, chain
+            )
+        case Answer():
+            value = signal.value
+            if value is None:
+                return _Answer(signal.id, None, _NIL)
+            return _Answer(signal.id, tag_of(value), _body(value, tensors))
+        case Cancel():
+            return _Cancel(signal.id)
+        case Failure():
+            return _Failure(signal.id, signal.code, signal.text)
+        case Watch():
+            return _Watch(_address(signal.target))
+        case Unwatch():
+            return _Unwatch(_address(signal.target))
+        case Gone():
+            return _Gone(_address(signal.target), signal.reason)
 
 
 def _address(ref: ActorRef) -> _Address:
@@ -214,7 +236,10 @@ def _body(message: Message, tensors: list[Buffer]) -> Raw:
     try:
         return Raw(_plain_encoder.encode(message))  # most have none, and are spared the rest
     except _Foreign:
-        pass
+        return _body_with_tensors(message, tensors)
+
+
+def _body_with_tensors(message: Message, tensors: list[Buffer]) -> Raw:
     offset = 0
 
     def put_aside(value: Any) -> Any:
@@ -233,17 +258,7 @@ def _body(message: Message, tensors: list[Buffer]) -> Raw:
 
 
 def _message(tag: str, body: Raw, tensors: memoryview, ask_id: int | None) -> Message:
-    """Decode a message, finding its tensors again."""
-
-    def find(kind: type, value: Any) -> Any:
-        if kind is not Tensor:
-            raise TypeError(f"a {kind.__name__} cannot travel")
-        dtype, shape, offset = msgspec.convert(value, tuple[str, tuple[int, ...], int])
-        size = tensor_bytes(dtype, shape)
-        if offset < 0 or offset + size > len(tensors):
-            raise ValueError(f"a tensor at {offset} of {size} bytes lies outside the {len(tensors)} bytes received")
-        return Tensor(dtype, shape, tensors[offset : offset + size])
-
+    """Decode a message."""
     try:
         cls = message_type(tag)
     except UnknownTag:
@@ -253,4 +268,17 @@ def _message(tag: str, body: Raw, tensors: memoryview, ask_id: int | None) -> Me
             return _plain_decoder(cls).decode(body)
         except _Foreign:
             pass  # a tensor of no bytes
+    return _message_with_tensors(cls, body, tensors)
+
+
+def _message_with_tensors(cls: type[Message], body: Raw, tensors: memoryview) -> Message:
+    def find(kind: type, value: Any) -> Any:
+        if kind is not Tensor:
+            raise TypeError(f"a {kind.__name__} cannot travel")
+        dtype, shape, offset = msgspec.convert(value, tuple[str, tuple[int, ...], int])
+        size = tensor_bytes(dtype, shape)
+        if offset < 0 or offset + size > len(tensors):
+            raise ValueError(f"a tensor at {offset} of {size} bytes lies outside the {len(tensors)} bytes received")
+        return Tensor(dtype, shape, tensors[offset : offset + size])
+
     return msgspec.msgpack.decode(body, type=cls, dec_hook=find)

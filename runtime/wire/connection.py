@@ -6,6 +6,7 @@ The WebSocket implementation is in :mod:`runtime.wire.websocket`, the one within
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 
@@ -21,6 +22,10 @@ POLICY = 1008
 """Close code for a peer that broke the rules."""
 MAX_REASON = 120
 """Bytes of a close reason; WebSockets take 123."""
+
+
+Take = Callable[[bytes], bool]
+"""Takes a frame; see :meth:`Connection.deliver`."""
 
 
 class ConnectionEnded(ConnectionError):
@@ -75,6 +80,20 @@ class Connection(ABC):
             ConnectionEnded: it is closed or lost, and every frame that came before has been returned.
             ProtocolError: what came is no binary frame, or is larger than frames are.
         """
+
+    async def deliver(self, take: Take) -> None:
+        """Hand every frame to ``take`` when it arrives, until the connection ends; nothing may be in :meth:`recv`.
+
+        ``take`` says whether the next frame, where it is here already, may follow within the same turn of the event
+        loop. What ``take`` raises is raised here.
+
+        Raises:
+            ConnectionEnded: it is closed or lost, and every frame that came before has been handed over.
+            ProtocolError: what came is no binary frame, or is larger than frames are.
+        """
+        while True:
+            if not take(await self.recv()):
+                await asyncio.sleep(0)
 
     @abstractmethod
     async def close(self, code: int = NORMAL, reason: str = "") -> None:

@@ -7,6 +7,8 @@ bounds what is under way to itself, or to half of itself and one larger message.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from runtime.errors import ProtocolError
 from runtime.wire.frame import Grant
 
@@ -37,14 +39,13 @@ class Budget:
         self._messages = 0
         self._size = 0
 
-    def covers(self, size: int) -> bool:
-        """Whether one more message of this size may be sent."""
-        return self._messages < self._granted.messages and self._size + min(size, self._half) <= self._granted.size
-
-    def spend(self, size: int) -> None:
-        """Take note that a message of this size is sent."""
+    def spend(self, size: int) -> bool:
+        """Return whether one more message of this size may be sent; if so, take note that it is."""
+        if self._messages >= self._granted.messages or self._size + min(size, self._half) > self._granted.size:
+            return False
         self._messages += 1
         self._size += size
+        return True
 
     def raise_to(self, grant: Grant) -> None:
         """Take a grant. The first one is the receiver's whole window.
@@ -68,33 +69,42 @@ class Allowance:
     """The receiver's side of one lane."""
 
     def __init__(self, window: Window) -> None:
-        self._window = window
-        # Counted in plain numbers where a message costs microseconds, as Grant only where one is sent.
+        # Plain numbers, added up as things come and go: each message passes here, and a Grant is only made to be sent.
+        self._half = window.size // 2
+        self._enough_messages = -(-window.messages // 2)
+        self._enough_size = -(-window.size // 2)
+        self._held_messages = self._held_size = 0
         self._received_messages = self._received_size = 0
-        self._consumed_messages = self._consumed_size = 0
-        self._granted = Grant(0, 0)
+        self._granted_messages = self._granted_size = 0
+        self._free_messages, self._free_size = window.messages, window.size
+        """What there is room for and no grant."""
 
     @property
     def held(self) -> Grant:
         """What was received and is not consumed."""
-        return Grant(self._received_messages - self._consumed_messages, self._received_size - self._consumed_size)
+        return Grant(self._held_messages, self._held_size)
 
-    def receive(self, size: int) -> None:
-        """Take note that a message of this size has begun to arrive.
+    def receive(self, sizes: Sequence[int]) -> None:
+        """Take note that messages of these sizes have begun to arrive.
 
         Raises:
-            ProtocolError: it was not granted.
+            ProtocolError: one was not granted.
         """
-        needed = self._received_size + min(size, self._window.size // 2)
-        if self._received_messages >= self._granted.messages or needed > self._granted.size:
-            raise ProtocolError(f"a message of {size} bytes came without credit for it")
-        self._received_messages += 1
-        self._received_size += size
+        for size in sizes:
+            needed = self._received_size + min(size, self._half)
+            if self._received_messages >= self._granted_messages or needed > self._granted_size:
+                raise ProtocolError(f"a message of {size} bytes came without credit for it")
+            self._received_messages += 1
+            self._received_size += size
+            self._held_messages += 1
+            self._held_size += size
 
     def consume(self, size: int, messages: int = 1) -> None:
         """Take note that a message, or several of this size together, are done with."""
-        self._consumed_messages += messages
-        self._consumed_size += size
+        self._held_messages -= messages
+        self._held_size -= size
+        self._free_messages += messages
+        self._free_size += size
 
     @property
     def worth_granting(self) -> bool:
@@ -103,20 +113,13 @@ class Allowance:
         Waiting for half saves frames; waiting for more could leave a sender, whose next message is large, waiting
         for ever.
         """
-        messages, size = self._free()
-        return 2 * messages >= self._window.messages or 2 * size >= self._window.size
+        return self._free_messages >= self._enough_messages or self._free_size >= self._enough_size
 
     def due(self) -> Grant | None:
         """Return the grant to send now, if it is worth a frame."""
         if not self.worth_granting:
             return None
-        messages, size = self._free()
-        self._granted = Grant(self._granted.messages + messages, self._granted.size + size)
-        return self._granted
-
-    def _free(self) -> tuple[int, int]:
-        """Messages and bytes that there is room for and no grant."""
-        return (
-            self._consumed_messages + self._window.messages - self._granted.messages,
-            self._consumed_size + self._window.size - self._granted.size,
-        )
+        self._granted_messages += self._free_messages
+        self._granted_size += self._free_size
+        self._free_messages = self._free_size = 0
+        return Grant(self._granted_messages, self._granted_size)

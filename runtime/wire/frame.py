@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
@@ -29,11 +30,11 @@ MAX_BATCH = 64
 """The most payloads in a batch: no more than a busy actor handles in one turn of the loop."""
 SMALL = 4096
 """The largest payload that is put into a batch. What is larger gains nothing by it."""
-JOINED = 16 * 1024 * 1024
-"""The largest payload that is put together at its end, from its chunks, and not as they come."""
+KEPT = 16 * 1024 * 1024
+"""Bytes of memory for payloads of several frames that are kept for the next ones, for each lane of a link."""
 
 _BATCH, _HEAD, _GRANT = 1, 2, 3
-_BATCH_LAYOUT = struct.Struct("<B3xIQ")
+_BATCH_LAYOUT = struct.Struct("<IIQ")  # the kind, and three bytes that are zero
 _HEAD_LAYOUT = struct.Struct("<B7xQQ8x")
 _GRANT_LAYOUT = struct.Struct("<BB6xQQ")
 _LENGTH = struct.Struct("<I")
@@ -66,9 +67,9 @@ def read_grant(frame: bytes) -> tuple[Lane, Grant] | None:
     return Lane(lane), Grant(messages, size)
 
 
-def batch_frame(sequence: int, payloads: Sequence[bytes]) -> bytes:
+def batch_frame(sequence: int, payloads: Sequence[Buffer]) -> bytes:
     """Return one frame with small payloads, the first of which is number ``sequence`` of its lane."""
-    pieces = [_BATCH_LAYOUT.pack(_BATCH, len(payloads), sequence)]
+    pieces: list[Buffer] = [_BATCH_LAYOUT.pack(_BATCH, len(payloads), sequence)]
     for payload in payloads:
         pieces.append(_LENGTH.pack(len(payload)))
         pieces.append(payload)
@@ -101,21 +102,19 @@ def payload_frames(sequence: int, parts: Sequence[Buffer], size: int) -> Iterato
         yield b"".join(pending)
 
 
-class Opened(msgspec.Struct, frozen=True):
-    """Payloads that a frame begins."""
-
-    sequence: int
-    """Number of the first."""
-    sizes: tuple[int, ...]
+Begin = Callable[[int, Sequence[int]], None]
+"""Told of the payloads that a frame begins, by the number of the first and the size of each; it may refuse them."""
 
 
 class Reassembler:
     """Puts the frames of one lane together again."""
 
-    def __init__(self, limit: int) -> None:
-        """Refuse payloads of more than ``limit`` bytes."""
+    def __init__(self, limit: int, begin: Begin) -> None:
+        """Refuse payloads of more than ``limit`` bytes. ``begin`` is called before anything is kept of a payload."""
         self._limit = limit
-        self._partial: mmap.mmap | list[Buffer] | None = None
+        self._begin = begin
+        self._partial: bytearray | mmap.mmap | None = None
+        self._buffers = _Buffers()
         self._total = 0
         self._received = 0
 
@@ -124,96 +123,122 @@ class Reassembler:
         """Whether a payload has begun and is not complete: the next frame is a raw one."""
         return self._partial is not None
 
-    def open(self, frame: bytes) -> Opened | None:
-        """Say which payloads the next frame begins, before anything is kept of it; None if it is a raw one.
+    def feed(self, frame: bytes) -> list[memoryview]:
+        """Take the next frame; return the payloads that it completes.
 
         Raises:
-            ProtocolError: the frame is malformed, or a payload is too large.
+            ProtocolError: the frame is malformed, a payload is too large, or it does not fit what came before.
         """
         if not 0 < len(frame) <= MAX_FRAME:
             raise ProtocolError(f"a frame has 1 to {MAX_FRAME} bytes, not {len(frame)}")
+        view = memoryview(frame).toreadonly()
         if self._partial is not None:
-            return None
-        if frame[0] == _BATCH:
-            return self._open_batch(frame)
-        if frame[0] == _HEAD:
-            return self._open_head(frame)
-        raise ProtocolError(f"a frame of kind {frame[0]} is not part of this protocol version")
-
-    def feed(self, frame: bytes) -> list[memoryview]:
-        """Take the next frame, which :meth:`open` has passed; return the payloads that it completes.
-
-        Raises:
-            ProtocolError: it does not fit what came before.
-        """
-        if self._partial is not None:
-            return self._append(self._partial, memoryview(frame))
-        view = memoryview(frame)
+            return self._append(self._partial, view)
         if frame[0] == _BATCH:
             return self._split(view)
-        _, _, total = _HEAD_LAYOUT.unpack_from(frame)
-        start = view[HEAD_HEADER:]
-        if len(start) == total:
-            return [start]
-        # Neither takes memory for what a peer merely declares. Joining costs room for the payload twice, for a moment,
-        # and was measured twice as fast: the allocator hands out memory again whose pages are there already.
-        self._partial = [] if total <= JOINED else mmap.mmap(-1, total)
-        self._total, self._received = total, 0
-        return self._append(self._partial, start)
+        if frame[0] == _HEAD:
+            return self._open(view)
+        raise ProtocolError(f"a frame of kind {frame[0]} is not part of this protocol version")
 
-    def _open_batch(self, frame: bytes) -> Opened:
-        if len(frame) < BATCH_HEADER or any(frame[1:4]):
+    def _split(self, frame: memoryview) -> list[memoryview]:
+        """Take a batch apart."""
+        end = len(frame)
+        if end < BATCH_HEADER:
             raise ProtocolError("the header of a batch is malformed")
-        _, count, sequence = _BATCH_LAYOUT.unpack_from(frame)
+        kind, count, sequence = _BATCH_LAYOUT.unpack_from(frame)
+        if kind != _BATCH:
+            raise ProtocolError("the header of a batch is malformed")
         if not 0 < count <= MAX_BATCH:
             raise ProtocolError(f"a batch has 1 to {MAX_BATCH} payloads, not {count}")
-        at = BATCH_HEADER
+        start = BATCH_HEADER
         sizes = []
+        payloads = []
         for _ in range(count):
-            if at + _LENGTH.size > len(frame):
+            if start + _LENGTH.size > end:
                 raise ProtocolError("a batch ends within a payload")
-            size: int = _LENGTH.unpack_from(frame, at)[0]
-            at += _LENGTH.size + size
-            sizes.append(self._permitted(size))
-        if at != len(frame):
-            raise ProtocolError(f"a batch of {len(frame)} bytes has payloads up to byte {at}")
-        return Opened(sequence, tuple(sizes))
+            size: int = _LENGTH.unpack_from(frame, start)[0]
+            if not 0 < size <= self._limit:
+                raise self._unfit(size)
+            start += _LENGTH.size
+            sizes.append(size)
+            payloads.append(frame[start : start + size])
+            start += size
+        if start != end:
+            raise ProtocolError(f"a batch of {end} bytes has payloads up to byte {start}")
+        self._begin(sequence, sizes)
+        return payloads
 
-    def _open_head(self, frame: bytes) -> Opened:
+    def _open(self, frame: memoryview) -> list[memoryview]:
+        """Begin a payload that may be larger than its first frame."""
         if len(frame) < HEAD_HEADER or any(frame[1:8]) or any(frame[24:32]):
             raise ProtocolError("the header of a payload is malformed")
         _, sequence, total = _HEAD_LAYOUT.unpack_from(frame)
-        if len(frame) - HEAD_HEADER > self._permitted(total):
-            raise ProtocolError(f"a payload of {total} bytes came with {len(frame) - HEAD_HEADER}")
-        return Opened(sequence, (total,))
+        if not 0 < total <= self._limit:
+            raise self._unfit(total)
+        start = frame[HEAD_HEADER:]
+        if len(start) > total:
+            raise ProtocolError(f"a payload of {total} bytes came with {len(start)}")
+        self._begin(sequence, (total,))
+        if len(start) == total:
+            return [start]
+        self._partial = self._buffers.take(total)
+        self._total, self._received = total, 0
+        return self._append(self._partial, start)
 
-    def _permitted(self, size: int) -> int:
-        if size > self._limit:
-            raise ProtocolError(f"a message of {size} bytes is over the limit of {self._limit}")
-        if size == 0:
-            raise ProtocolError("a payload is empty")
-        return size
+    def _unfit(self, size: int) -> ProtocolError:
+        if size:
+            return ProtocolError(f"a message of {size} bytes is over the limit of {self._limit}")
+        return ProtocolError("a payload is empty")
 
-    def _append(self, partial: mmap.mmap | list[Buffer], chunk: memoryview) -> list[memoryview]:
+    def _append(self, partial: bytearray | mmap.mmap, chunk: memoryview) -> list[memoryview]:
         end = self._received + len(chunk)
         if end > self._total or len(chunk) > CHUNK_BYTES:
             raise ProtocolError(f"a payload of {self._total} bytes got a frame of {len(chunk)} at {self._received}")
-        if isinstance(partial, list):
-            partial.append(chunk)
-        else:
-            partial[self._received : end] = chunk
+        partial[self._received : end] = chunk
         self._received = end
         if end < self._total:
             return []
         self._partial = None
-        return [memoryview(b"".join(partial) if isinstance(partial, list) else partial).toreadonly()]
+        return [self._buffers.finish(partial, end)]
 
-    @staticmethod
-    def _split(view: memoryview) -> list[memoryview]:
-        at = BATCH_HEADER
-        payloads = []
-        while at < len(view):
-            start = at + _LENGTH.size
-            at = start + _LENGTH.unpack_from(view, at)[0]
-            payloads.append(view[start:at])
-        return payloads
+
+class _Buffers:
+    """Room for payloads that come in several frames, used again when nobody looks at what was in it.
+
+    The system hands out fresh memory page by page as it is written, which was measured to cost more than the copying.
+    New room grows with what is written: what a peer merely declares takes no memory.
+    """
+
+    def __init__(self) -> None:
+        self._kept: deque[bytearray] = deque()
+        self._size = 0
+
+    def take(self, size: int) -> bytearray | mmap.mmap:
+        """Return room for a payload of this size, which may be longer."""
+        for index in reversed(range(len(self._kept))):  # the last one may still be in the processor's caches
+            buffer = self._kept[index]
+            if size <= len(buffer) <= 2 * size and _is_unused(buffer):
+                del self._kept[index]
+                self._size -= len(buffer)
+                return buffer
+        return bytearray() if size <= KEPT else mmap.mmap(-1, size)
+
+    def finish(self, buffer: bytearray | mmap.mmap, size: int) -> memoryview:
+        """Return the payload of this size, and keep the room for a later one."""
+        view = memoryview(buffer)[:size].toreadonly()
+        if isinstance(buffer, bytearray):
+            self._kept.append(buffer)
+            self._size += len(buffer)
+            while self._size > KEPT:
+                self._size -= len(self._kept.popleft())
+        return view
+
+
+def _is_unused(buffer: bytearray) -> bool:
+    """Whether there is no view of it: only then may its length change."""
+    try:
+        buffer.append(0)
+    except BufferError:
+        return False
+    del buffer[-1]
+    return True

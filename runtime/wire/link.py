@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from functools import partial
+from time import monotonic
 from typing import Any
 
 import msgspec
@@ -14,10 +16,20 @@ from runtime.errors import MailboxFull, PeerUnreachable, ProtocolError, RuntimeF
 from runtime.wire.codec import UnknownMessage, decode, encode
 from runtime.wire.connection import NORMAL, POLICY, Connection, ConnectionEnded
 from runtime.wire.limits import Limits
-from runtime.wire.session import LaneTraffic, Session
+from runtime.wire.session import BULK, CONTROL, LaneTraffic, Session
+from runtime.wire.tensor import Buffer
 
 MOMENT = 50e-6
 """Seconds in which messages are put together rather than each sent at once."""
+
+_AWAITED = frozenset({Ask, Answer, Failure})
+"""Kinds of signals that somebody waits for."""
+_VITAL = frozenset({Answer, Failure, Watch, Unwatch, Gone})
+"""Kinds of signals whose loss would leave somebody waiting for ever.
+
+They are few, and have room of their own: a peer that does not even take those is as good as gone. An answer that is
+refused on the bulk lane becomes a failure on the control lane.
+"""
 
 
 class PeerInfo(msgspec.Struct, frozen=True):
@@ -74,13 +86,16 @@ class Link:
         self._loop = asyncio.get_running_loop()
         self.last_received = self._loop.time()
         """When the last frame came, on the event loop's clock."""
-        self._connections = {Lane.CONTROL: control, Lane.BULK: bulk}
-        self._largest = {Lane.CONTROL: limits.control_message, Lane.BULK: limits.bulk_message}
+        self._control = control
+        self._connections = {CONTROL: control, BULK: bulk}
+        self._largest = {CONTROL: limits.control_message, BULK: limits.bulk_message}
         self._traffic = {lane: LaneTraffic() for lane in Lane}
         self._session = Session(limits, self._wake)
         self._work: dict[Lane, asyncio.Future[None] | None] = dict.fromkeys(Lane)
         self._next_at_once = 0.0
-        """When a message may next be sent at once, on the event loop's clock."""
+        """When a message may next be sent at once, on the monotonic clock."""
+        self._roomy = {lane: asyncio.Event() for lane in Lane}
+        """Not set while somebody may wait for room in a lane's queue."""
         self._flushed = asyncio.Event()
         self._flushed.set()
         self._deliver = deliver
@@ -91,7 +106,7 @@ class Link:
     def start(self, first: bytes | None = None) -> None:
         """Begin to read and write; ``first`` goes ahead of everything on the control lane."""
         for lane in Lane:
-            self._run(self._write(lane, first if lane is Lane.CONTROL else None), f"{lane.name.lower()} writer")
+            self._run(self._write(lane, first if lane is CONTROL else None), f"{lane.name.lower()} writer")
             self._run(self._read(lane), f"{lane.name.lower()} reader")
 
     def send(self, signal: Signal, lane: Lane) -> None:
@@ -111,43 +126,47 @@ class Link:
                 f"a message of {size} bytes for node {self.peer.node} is over the limit of the "
                 f"{lane.name.lower()} lane, {self._largest[lane]} bytes"
             )
-        # Life signs and answers are few, and losing one would leave somebody waiting for ever: they have room of
-        # their own, and a peer that does not even take those is as good as gone. An answer that is refused on the
-        # bulk lane becomes a failure on the control lane.
-        vital = isinstance(signal, Answer | Failure | Watch | Unwatch | Gone)
-        awaited = lane is Lane.CONTROL and isinstance(signal, Ask | Answer | Failure)
+        kind = type(signal)
+        if kind in _AWAITED and lane is CONTROL and self._send_at_once(parts, size):
+            return
         try:
-            self._session.put(lane, parts, size, share=2 if vital else 1)
+            self._session.put(lane, parts, size, share=2 if kind in _VITAL else 1)
         except MailboxFull as full:
-            if vital and lane is Lane.CONTROL:
+            if kind in _VITAL and lane is CONTROL:
                 self.close(f"it does not read: {full}")
+            self._roomy[lane].clear()
             raise MailboxFull(f"the link to node {self.peer.node} is full: {full}") from None
         self._flushed.clear()
-        if awaited:
-            self._send_at_once()
 
-    def _send_at_once(self) -> None:
-        """Send what waits on control within the caller's own turn: somebody waits for it.
+    def _send_at_once(self, parts: list[Buffer], size: int) -> bool:
+        """Send what somebody waits for within the caller's own turn, if nothing goes before it on control.
 
         Many such messages within a moment are left to the writer, which puts them into one frame.
         """
-        connection, work = self._connections[Lane.CONTROL], self._work[Lane.CONTROL]
-        now = self._loop.time()
-        if now < self._next_at_once or work is None or not connection.writable:
-            return
+        connection = self._control
+        if self._work[CONTROL] is None or not connection.writable:
+            return False
+        now = monotonic()  # the event loop's clock may stand still within a turn, or be as coarse as a millisecond
+        if now < self._next_at_once:
+            return False
+        frame = self._session.at_once(CONTROL, parts, size)
+        if frame is None:
+            return False
         self._next_at_once = now + MOMENT
-        traffic = self._traffic[Lane.CONTROL]
-        for frame in self._session.frames(Lane.CONTROL):
-            connection.send_now(frame)
-            traffic.frames_out += 1
-            traffic.bytes_out += len(frame)
-        if self._session.idle():
-            self._flushed.set()
+        connection.send_now(frame)
+        traffic = self._traffic[CONTROL]
+        traffic.frames_out += 1
+        traffic.bytes_out += len(frame)
+        return True
 
     def traffic(self, lane: Lane) -> LaneTraffic:
         """Return what a lane has carried so far, and what it holds."""
         self._session.report(lane, self._traffic[lane])
         return msgspec.structs.replace(self._traffic[lane])
+
+    async def room(self, lane: Lane) -> None:
+        """Wait until the queue that refused a message has room again, or the session is over."""
+        await self._roomy[lane].wait()
 
     async def flush(self) -> None:
         """Wait until everything queued is written, or the session is over."""
@@ -159,6 +178,8 @@ class Link:
             return
         self.closed.set()
         self._flushed.set()
+        for roomy in self._roomy.values():
+            roomy.set()
         this = asyncio.current_task()
         for task in self._tasks:
             if task is not this:
@@ -194,7 +215,7 @@ class Link:
             self.close(f"internal error: {error!r}", POLICY)
 
     async def _write(self, lane: Lane, first: bytes | None) -> None:
-        connection, traffic = self._connections[lane], self._traffic[lane]
+        connection, traffic, roomy = self._connections[lane], self._traffic[lane], self._roomy[lane]
         loop = asyncio.get_running_loop()
         if first is not None:
             await connection.send(first)
@@ -203,9 +224,13 @@ class Link:
                 await connection.send(frame)
                 traffic.frames_out += 1
                 traffic.bytes_out += len(frame)
-                if lane is Lane.BULK:
+                if self._session.has_room(lane):
+                    roomy.set()
+                if lane is BULK:
                     # A connection with room in its buffers does not wait, and would keep the loop to itself.
                     await asyncio.sleep(0)
+            if self._session.has_room(lane):
+                roomy.set()
             if self._session.idle():
                 self._flushed.set()
             self._work[lane] = work = loop.create_future()
@@ -218,17 +243,15 @@ class Link:
             work.set_result(None)
 
     async def _read(self, lane: Lane) -> None:
-        connection, traffic = self._connections[lane], self._traffic[lane]
-        while True:
-            frame = await connection.recv()
-            self.last_received = self._loop.time()
-            traffic.frames_in += 1
-            traffic.bytes_in += len(frame)
-            taken = self._take_all(lane, self._session.feed(lane, frame))
-            del frame  # or it would stay in memory until the next one comes
-            if lane is Lane.BULK or taken > 1:
-                # Frames that are here already come without waiting; let the actors at what they have got.
-                await asyncio.sleep(0)
+        await self._connections[lane].deliver(partial(self._receive, lane))
+
+    def _receive(self, lane: Lane, frame: bytes) -> bool:
+        """Take a frame, and say whether the next may follow before the actors get at what came in this one."""
+        traffic = self._traffic[lane]
+        self.last_received = self._loop.time()
+        traffic.frames_in += 1
+        traffic.bytes_in += len(frame)
+        return self._take_all(lane, self._session.feed(lane, frame)) <= 1 and lane is CONTROL
 
     def _take_all(self, lane: Lane, payloads: list[memoryview]) -> int:
         """Deliver what a frame has completed, and return how much that was.
@@ -236,10 +259,10 @@ class Link:
         No reference to a payload or its receipt may outlive this: they say when a message is done with.
         """
         for payload in payloads:
-            self._take(payload, _Receipt(self._loop, self._session, lane, len(payload)) if lane is Lane.BULK else None)
+            self._take(payload, _Receipt(self._loop, self._session, lane, len(payload)) if lane is BULK else None)
             if self.closed.is_set():
                 break  # what was delivered has ended the session: the rest of the frame belongs to no one
-        if payloads and lane is Lane.CONTROL:
+        if payloads and lane is CONTROL:
             # Consumed by the node itself, in whose mailboxes they are now: credit that one slow actor could use up
             # would silence the heartbeats that are sent beside it.
             self._session.consumed(lane, sum(map(len, payloads)), len(payloads))
@@ -257,6 +280,6 @@ class Link:
 
     def _answer_unknown(self, ask_id: int, fault: RuntimeFault) -> None:
         try:
-            self.send(Failure(ask_id, fault.code, fault.message), Lane.CONTROL)
+            self.send(Failure(ask_id, fault.code, fault.message), CONTROL)
         except (PeerUnreachable, MailboxFull) as unsent:
             logger.debug("the refusal of a message is not sent: {}", unsent)

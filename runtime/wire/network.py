@@ -16,7 +16,7 @@ from typing import Any
 
 from loguru import logger
 
-from runtime.actors import ActorSystem, Ask, Gone, Lane, Signal, Tell, Unwatch, Watch
+from runtime.actors import ActorRef, ActorSystem, Ask, Gone, Lane, Signal, Tell, Unwatch, Watch
 from runtime.errors import ConfigError, PeerUnreachable, ProtocolError
 from runtime.wire.address import format_address, parse_address, reachable_address
 from runtime.wire.connection import GOING_AWAY, Connection, Listener, Medium
@@ -30,6 +30,9 @@ from runtime.wire.websocket import WebSockets
 
 QUIET = 30.0
 """Seconds in which the refusal of one host for one reason is logged once."""
+
+_ADDRESSED = frozenset({Tell, Ask, Watch, Unwatch, Gone})
+"""Kinds of signals that name an actor: of the node that receives them, but for Gone, which is about the sender's."""
 
 
 class _HalfOpen:
@@ -196,6 +199,12 @@ class Network:
             raise PeerUnreachable(f"there is no link to node {node}")
         link.send(signal, lane)
 
+    async def room(self, node: str, lane: Lane) -> None:
+        """Wait until the queue of a link has room again, or the link is gone; see :class:`runtime.actors.Transport`."""
+        link = self._links.get(node)
+        if link is not None:
+            await link.room(lane)
+
     # -- sessions that this node dials ------------------------------------------------------------------------------
 
     async def _open(self, address: str) -> Link:
@@ -358,16 +367,12 @@ class Network:
 
     def _deliver(self, link: Link, signal: Signal, consumed: Callable[[], None] | None) -> None:
         """Hand a signal to the system, once its addressing is found to be the peer's to use."""
-        match signal:
-            case Tell(target) | Ask(target) | Watch(target) | Unwatch(target):
-                expected = self._system.node
-            case Gone(target):
-                expected = link.peer.node
-            case _:
-                self._system.deliver(link.peer.node, signal, consumed)
-                return
-        if target.node != expected:
-            raise ProtocolError(f"a {type(signal).__name__} for {target} came, and only {expected} may stand there")
+        kind = type(signal)
+        if kind in _ADDRESSED:
+            target: ActorRef = signal.target  # type: ignore[union-attr]  # these kinds have one
+            expected = link.peer.node if kind is Gone else self._system.node
+            if target.node != expected:
+                raise ProtocolError(f"a {kind.__name__} for {target} came, and only {expected} may stand there")
         self._system.deliver(link.peer.node, signal, consumed)
 
     def _identity(self) -> Identity:

@@ -7,8 +7,7 @@ called back when there is something to send.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
-from itertools import islice
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
@@ -27,6 +26,8 @@ from runtime.wire.frame import (
 )
 from runtime.wire.limits import Limits
 from runtime.wire.tensor import Buffer
+
+CONTROL, BULK = Lane  # an attribute of an enum class is looked up slowly, and these are on the way of every frame
 
 
 class LaneTraffic(msgspec.Struct):
@@ -54,13 +55,15 @@ class Session:
         """``wake`` is called when a lane may have frames to send that it did not have before."""
         self._wake = wake
         self._out = {
-            Lane.CONTROL: _Outlet(limits.queue_messages, limits.control_queue),
-            Lane.BULK: _Outlet(limits.queue_messages, limits.bulk_queue),
+            CONTROL: _Outlet(limits.queue_messages, limits.control_queue),
+            BULK: _Outlet(limits.queue_messages, limits.bulk_queue),
         }
         self._in = {
-            Lane.CONTROL: _Inlet(limits.control_message, Window(limits.credit_messages, limits.control_credit)),
-            Lane.BULK: _Inlet(limits.bulk_message, Window(limits.credit_messages, limits.bulk_credit)),
+            CONTROL: _Inlet(limits.control_message, Window(limits.credit_messages, limits.control_credit)),
+            BULK: _Inlet(limits.bulk_message, Window(limits.credit_messages, limits.bulk_credit)),
         }
+        self._grants_due = True
+        """Whether there may be a grant to send: at the beginning there is one for each lane."""
 
     def put(self, lane: Lane, parts: list[Buffer], size: int, share: int = 1) -> None:
         """Queue a payload of ``size`` bytes, unless the lane's queue is fuller than ``share`` times its bounds.
@@ -77,11 +80,17 @@ class Session:
         outlet.put(parts, size)
         self._wake(lane)
 
+    def at_once(self, lane: Lane, parts: list[Buffer], size: int) -> bytes | None:
+        """Return the frame of a small payload that need not be queued, to be sent now; None if it must wait."""
+        if self._grants_due:
+            return None  # they go first
+        return self._out[lane].at_once(parts, size)
+
     def frames(self, lane: Lane) -> Iterator[Buffer]:
         """Make the frames that may be sent now. Asking for the next one says that the one before has been sent."""
         outlet = self._out[lane]
         while True:
-            if lane is Lane.CONTROL:
+            if lane is CONTROL and self._grants_due:
                 # Ahead of messages, and not under credit itself: what frees the peer never waits for the peer.
                 yield from self._grants()
             frames = outlet.burst()
@@ -96,19 +105,24 @@ class Session:
             ProtocolError: the frame is malformed, not in sequence, too large, or beyond its credit.
         """
         inlet = self._in[lane]
-        if lane is Lane.CONTROL and not inlet.partial and (found := read_grant(frame)) is not None:
+        if lane is CONTROL and not inlet.reassembler.partial and (found := read_grant(frame)) is not None:
             of, grant = found
             self._out[of].budget.raise_to(grant)
             self._wake(of)
             return []
-        return inlet.feed(frame)
+        return inlet.reassembler.feed(frame)
 
     def consumed(self, lane: Lane, size: int, messages: int = 1) -> None:
         """Take note that payloads of this size are done with; what the peer may send grows accordingly."""
         inlet = self._in[lane]
         inlet.allowance.consume(size, messages)
         if inlet.allowance.worth_granting:
-            self._wake(Lane.CONTROL)
+            self._grants_due = True
+            self._wake(CONTROL)
+
+    def has_room(self, lane: Lane) -> bool:
+        """Whether at most half of a lane's queue is taken."""
+        return self._out[lane].is_half_empty
 
     def idle(self) -> bool:
         """Whether nothing waits to be sent on either lane."""
@@ -123,6 +137,7 @@ class Session:
         traffic.held_messages, traffic.held_bytes = held.messages, held.size
 
     def _grants(self) -> Iterator[bytes]:
+        self._grants_due = False
         for lane, inlet in self._in.items():
             grant = inlet.allowance.due()
             if grant is not None:
@@ -142,6 +157,10 @@ class _Outlet:
         self._waiting: deque[tuple[list[Buffer], int]] = deque()
         self._sequence = 0
 
+    @property
+    def is_half_empty(self) -> bool:
+        return 2 * self.messages <= self._most_messages and 2 * self.size <= self._most_bytes
+
     def has_room(self, size: int, share: int) -> bool:
         """Whether one more payload is taken: as the bounds say, or because it is the only one."""
         return not self.messages or (
@@ -155,30 +174,37 @@ class _Outlet:
 
     def burst(self) -> Iterator[Buffer] | None:
         """Take from the queue what goes next; None if nothing waits, or what waits has no credit."""
-        if not self._waiting or not self.budget.covers(self._waiting[0][1]):
+        if not self._waiting:
             return None
         parts, size = self._waiting[0]
-        return self._batch() if _is_small(parts, size) else self._single()
+        if not self.budget.spend(size):
+            return None
+        del self._waiting[0]
+        return self._batch(parts[0], size) if _is_small(parts, size) else self._single(parts, size)
 
-    def _single(self) -> Iterator[Buffer]:
-        parts, size = self._waiting.popleft()
-        self.budget.spend(size)
+    def at_once(self, parts: list[Buffer], size: int) -> bytes | None:
+        """Return the frame of a payload that nothing goes before; None if it has to wait, or is large."""
+        if self._waiting or not _is_small(parts, size) or not self.budget.spend(size):
+            return None
+        sequence, self._sequence = self._sequence, self._sequence + 1
+        return batch_frame(sequence, parts)
+
+    def _single(self, parts: list[Buffer], size: int) -> Iterator[Buffer]:
         sequence, self._sequence = self._sequence, self._sequence + 1
         yield from payload_frames(sequence, parts, size)
         self._sent(1, size)
 
-    def _batch(self) -> Iterator[Buffer]:
+    def _batch(self, first: Buffer, size: int) -> Iterator[Buffer]:
         """Put small payloads that follow one another into one frame."""
-        payloads: list[bytes] = []
-        total = 0
-        for parts, size in islice(self._waiting, MAX_BATCH):
-            if not _is_small(parts, size) or not self.budget.covers(size) or total + size > CHUNK_BYTES // 2:
+        waiting, spend = self._waiting, self.budget.spend
+        payloads, total = [first], size
+        while waiting and len(payloads) < MAX_BATCH:
+            parts, size = waiting[0]
+            if not _is_small(parts, size) or total + size > CHUNK_BYTES // 2 or not spend(size):
                 break
-            self.budget.spend(size)
-            payloads.append(bytes(parts[0]))
+            waiting.popleft()
+            payloads.append(parts[0])
             total += size
-        for _ in payloads:
-            self._waiting.popleft()
         sequence, self._sequence = self._sequence, self._sequence + len(payloads)
         yield batch_frame(sequence, payloads)
         self._sent(len(payloads), total)
@@ -193,22 +219,14 @@ class _Inlet:
 
     def __init__(self, largest: int, window: Window) -> None:
         self.allowance = Allowance(window)
-        self._reassembler = Reassembler(largest)
+        self.reassembler = Reassembler(largest, self._begin)
         self._next = 0
 
-    @property
-    def partial(self) -> bool:
-        return self._reassembler.partial
-
-    def feed(self, frame: bytes) -> list[memoryview]:
-        opened = self._reassembler.open(frame)
-        if opened is not None:
-            if opened.sequence != self._next:
-                raise ProtocolError(f"message {opened.sequence} came where message {self._next} was due")
-            self._next += len(opened.sizes)
-            for size in opened.sizes:
-                self.allowance.receive(size)
-        return self._reassembler.feed(frame)
+    def _begin(self, sequence: int, sizes: Sequence[int]) -> None:
+        if sequence != self._next:
+            raise ProtocolError(f"message {sequence} came where message {self._next} was due")
+        self._next += len(sizes)
+        self.allowance.receive(sizes)
 
 
 def _is_small(parts: list[Buffer], size: int) -> bool:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
 import ssl
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
+from typing import cast
 
 from loguru import logger
-from websockets.asyncio.client import connect
+from websockets.asyncio.client import ClientConnection, connect
 from websockets.asyncio.connection import Connection as Socket
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed, WebSocketException
+from websockets.frames import DATA_OPCODES, Frame, Opcode
 from websockets.http11 import Request, Response
-from websockets.protocol import State
+from websockets.protocol import Event, State
 from websockets.typing import Subprotocol
 
 from runtime.errors import ConfigError, ProtocolError
@@ -28,13 +31,18 @@ from runtime.wire.connection import (
     Listener,
     Medium,
     Serve,
+    Take,
     cut_reason,
 )
 from runtime.wire.frame import MAX_FRAME
+from runtime.wire.inbox import Inbox
 from runtime.wire.limits import Limits
 from runtime.wire.tensor import Buffer
 
 SUBPROTOCOL = Subprotocol("mlx-actor-runtime")
+
+MAX_FRAGMENTS = 256
+"""Fragments that a frame may be cut into on its way: the largest frame, a kilobyte at a time."""
 
 _Wrap = Callable[[ServerConnection], Awaitable[None]]
 _Screen = Callable[[ServerConnection, Request], Response | None]
@@ -81,15 +89,16 @@ class WebSockets(Medium):
                 close_timeout=self._limits.close,
                 max_size=MAX_FRAME,
                 logger=_library_logger,
+                create_connection=_ClientSocket,
                 ssl=self._client_tls,
             )
         except WebSocketException as error:
             raise ProtocolError(str(error) or type(error).__name__) from error
-        return WebSocketConnection(socket)
+        return WebSocketConnection(cast(_Socket, socket))
 
     async def listen(self, host: str, port: int, serve: Serve, admit: Admit) -> Listener:
         async def wrap(socket: ServerConnection) -> None:
-            await serve(WebSocketConnection(socket))
+            await serve(WebSocketConnection(cast(_Socket, socket)))
 
         def screen(socket: ServerConnection, request: Request) -> Response | None:
             del request
@@ -117,6 +126,7 @@ class WebSockets(Medium):
                 close_timeout=self._limits.close,
                 max_size=MAX_FRAME,
                 logger=_library_logger,
+                create_connection=_ServerSocket,
                 ssl=self._server_tls,
             )
         except OSError as error:
@@ -130,16 +140,74 @@ class WebSockets(Medium):
             raise ConfigError(message, param="cluster.listen") from error
 
 
+class _Socket(Socket):
+    """Puts what arrives into an :class:`Inbox`, from where it is taken without a task that waits for each frame."""
+
+    inbox: Inbox
+    _fragments: list[bytes] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.inbox = Inbox(self.transport.pause_reading, self.transport.resume_reading)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self.inbox.pump()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self.inbox.end(_ended(self.close_exc))
+
+    def process_event(self, event: Event) -> None:
+        if isinstance(event, Frame) and event.opcode in DATA_OPCODES:
+            self._take(event)
+        else:
+            super().process_event(event)
+
+    def _take(self, frame: Frame) -> None:
+        if frame.opcode is Opcode.TEXT:
+            self.inbox.end(ProtocolError("a text frame came; every frame of the protocol is binary"))
+        elif self._fragments is None and frame.fin:
+            self.inbox.put(cast(bytes, frame.data))  # or a bytearray, which serves as well
+        else:
+            self._take_fragment(frame)
+
+    def _take_fragment(self, frame: Frame) -> None:
+        """Put together what a proxy may have cut. The library sees to the order, and to the size of the whole."""
+        if self._fragments is None:
+            self._fragments = []
+        self._fragments.append(bytes(frame.data))
+        if len(self._fragments) > MAX_FRAGMENTS:
+            # Empty ones count for nothing in the size of the whole, and there would be no end to them.
+            self._fragments = None
+            self.inbox.end(ProtocolError(f"a frame came in more than {MAX_FRAGMENTS} fragments"))
+            self.transport.abort()
+        elif frame.fin:
+            self.inbox.put(b"".join(self._fragments))
+            self._fragments = None
+
+
+class _ClientSocket(_Socket, ClientConnection):
+    pass
+
+
+class _ServerSocket(_Socket, ServerConnection):
+    pass
+
+
 class WebSocketConnection(Connection):
     """A WebSocket as a connection of the protocol."""
 
-    def __init__(self, socket: Socket) -> None:
+    def __init__(self, socket: _Socket) -> None:
         self.host = _host_of(socket)
         self._socket = socket
 
     async def send(self, frame: Buffer) -> None:
         try:
-            await self._socket.send(frame)
+            if self._socket.state is State.OPEN and not self._socket.paused:
+                self.send_now(frame)
+            else:
+                await self._socket.send(frame)
         except ConnectionClosed as closed:
             raise _ended(closed) from closed
 
@@ -153,13 +221,10 @@ class WebSocketConnection(Connection):
         self._socket.send_data()
 
     async def recv(self) -> bytes:
-        try:
-            frame = await self._socket.recv()
-        except ConnectionClosed as closed:
-            raise _ended(closed) from closed
-        if isinstance(frame, str):
-            raise ProtocolError("a text frame came; every frame of the protocol is binary")
-        return frame
+        return await self._socket.inbox.recv()
+
+    async def deliver(self, take: Take) -> None:
+        await self._socket.inbox.deliver(take)
 
     async def close(self, code: int = NORMAL, reason: str = "") -> None:
         await self._socket.close(code, cut_reason(reason))

@@ -60,6 +60,9 @@ class _Link:
     def send(self, node: str, signal: Signal, lane: Lane) -> None:
         self.network.carry(self.name, node, signal, lane)
 
+    async def room(self, node: str, lane: Lane) -> None:
+        await settle()
+
 
 async def settle() -> None:
     await asyncio.sleep(0.001)

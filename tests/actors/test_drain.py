@@ -116,6 +116,9 @@ async def test_an_ask_to_another_node_ends_with_the_system() -> None:
         def send(self, node: str, signal: object, lane: object) -> None:
             del node, signal, lane
 
+        async def room(self, node: str, lane: object) -> None:
+            del node, lane
+
     system = ActorSystem("here")
     system.join(Silent())
     asking = asyncio.create_task(system.ask(ActorRef("there", "/actor"), Work(), 60.0))

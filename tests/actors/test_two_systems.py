@@ -26,9 +26,7 @@ from runtime.actors import (
     Overflow,
     Request,
     Restart,
-    Tell,
     Watch,
-    lane_of,
 )
 from runtime.errors import (
     ActorStopped,
@@ -55,6 +53,10 @@ class Repeat(Request[Word], frozen=True, tag="test.nodes.repeat"):
     text: str
 
 
+class Fetch(Request[Tensor], frozen=True, tag="test.nodes.fetch"):
+    pass
+
+
 class Provoke(Request[Word], frozen=True, tag="test.nodes.provoke"):
     error: Exception
 
@@ -73,6 +75,8 @@ class Echo(Actor):
         match message:
             case Repeat(text):
                 return Word(text)
+            case Fetch():
+                return Tensor()
             case Provoke(error):
                 raise error
             case Delay(seconds):
@@ -122,12 +126,17 @@ async def test_tells_cross_in_order_on_the_lane_of_their_message(
     await network.shut_down()
 
 
-def test_signals_without_a_bulky_message_go_on_the_control_lane() -> None:
-    ref = ActorRef("b", "/echo")
-    assert lane_of(Answer(1, Tensor())) is Lane.BULK
-    assert lane_of(Ask(ref, Tensor(), 1, 1)) is Lane.BULK
-    for signal in (Answer(1, None), Failure(1, "x", "y"), Watch(ref), Gone(ref, "normal"), Tell(ref, Word(""))):
-        assert lane_of(signal) is Lane.CONTROL
+async def test_an_answer_travels_on_the_lane_of_its_message_and_a_failure_on_control(
+    network: Network, a: ActorSystem, b: ActorSystem
+) -> None:
+    ref = b.spawn(Echo, "echo")
+    assert await a.ask(ref, Fetch(), 1) == Tensor()
+    with pytest.raises(RemoteFailure):
+        await a.ask(ref, Provoke(ValueError("no")), 1)
+    assert await a.ask(ref, Repeat("word"), 1) == Word("word")
+    lanes = [(type(signal), lane) for (signal, lane) in network.sent if not isinstance(signal, Ask)]
+    assert lanes == [(Answer, Lane.BULK), (Failure, Lane.CONTROL), (Answer, Lane.CONTROL)]
+    await network.shut_down()
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,9 @@ class ClusterNode(Node):
     ) -> None:
         super().__init__(name)
         self.memory = NodeMemory(total=1000, available=800, reserve=100)
-        self.ledger = Ledger(self.system, lambda: self.memory)
+        self.held = 0
+        """Bytes that its models have taken."""
+        self.ledger = Ledger(self.system, lambda: self.memory, lambda: self.held)
         self.registry = Registry(self.system, self.network)
         self.membership = Membership(self.system, self.network, discovery, self.profile, settings, mode)
         self.changes: list[NodeInfo] = []

@@ -7,7 +7,7 @@ from runtime.cluster import REGISTRY, ServedModel, ServedStage
 from runtime.cluster.registry import RegistryUpdate
 from runtime.spi import LayerSpan
 from tests.cluster.nodes import ClusterNode, Seeds, cluster
-from tests.wire.loopback import eventually
+from tests.wire.loopback import DEADLINE, eventually
 
 
 def served(node: ClusterNode, model: str = "m", active: int = 0) -> ServedModel:
@@ -20,7 +20,7 @@ async def test_what_a_node_serves_is_known_to_every_node_until_it_serves_it_no_m
         await eventually(lambda: c.linked() == ["a", "b"])
         change = asyncio.create_task(c.registry.changes.after(c.registry.changes.count))
         a.registry.publish(served(a))
-        await asyncio.wait_for(change, 5)
+        await asyncio.wait_for(change, DEADLINE)
         assert c.registry.lookup("m") == served(a)
         await eventually(lambda: b.registry.entries() == (served(a),))
         a.registry.publish(served(a, active=3))

@@ -11,9 +11,11 @@ import pytest
 
 from runtime.testing.models import tiny_llama
 from runtime.testing.processes import NodeProcess, eventually, node_process, peers_of, run_runtime
-from tests.conftest import ONE_THREAD, ask_mlx_lm
+from tests.conftest import ONE_THREAD, Reference, ask_mlx_lm
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("strangers")]  # in one process, so that three nodes start once
+
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def free_address() -> str:
@@ -81,7 +83,12 @@ def test_a_model_that_another_node_has_not_or_has_otherwise_is_refused_with_that
     tiny_llama(tmp_path / "ours" / "absent")
     tiny_llama(tmp_path / "ours" / "other", seed=1)
     tiny_llama(tmp_path / "theirs" / "other", seed=2)
-    settings = ("cluster.listen=127.0.0.1:0", "cluster.key=a shared secret")
+    settings = (
+        "cluster.listen=127.0.0.1:0",
+        "cluster.key=a shared secret",
+        "roles.placement=even",
+        "models.share=false",
+    )
     with (
         node_process(tmp_path, "near", *settings, f'models.path=["{tmp_path / "ours"}"]') as near,
         node_process(tmp_path, "far", *settings, peers_of(near), f'models.path=["{tmp_path / "theirs"}"]') as far,
@@ -95,16 +102,15 @@ def test_a_model_that_another_node_has_not_or_has_otherwise_is_refused_with_that
             assert error["message"].startswith("node far ")
             assert words in error["message"]
         for node in (near, far):
-            eventually(lambda node=node: node.get("status")["memory_reserved"] == 0, "nothing is held")  # type: ignore[misc]
+            eventually(lambda node=node: node.get("status")["memory_reserved"] == 0, "nothing is held")  # type: ignore[misc]  # mypy cannot infer a lambda's defaults
             assert node.get("ps")["models"] == []
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_three_nodes_compute_what_mlx_lm_computes_in_every_type(
-    three_nodes: dict[str, NodeProcess], tiny: Path, dtype: str
+    three_nodes: dict[str, NodeProcess], tiny: Path, references: dict[str, Reference], dtype: str
 ) -> None:
-    (expected,) = ask_mlx_lm(tiny, {"text": "the quick brown fox", "dtype": dtype, "max_tokens": 24})
-    driver = three_nodes[dtype]
+    expected, driver = references[dtype], three_nodes[dtype]
     choice = complete(driver, tiny, "the quick brown fox", 24)
     assert sorted(driver.layers(str(tiny)).values()) == [(0, 1), (2, 3), (4, 4)]
     assert choice["logprobs"]["tokens"] == expected.texts
@@ -136,12 +142,24 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def references(tiny: Path) -> dict[str, Reference]:
+    """What mlx-lm generates with the model in every type."""
+    jobs = [{"text": "the quick brown fox", "dtype": dtype, "max_tokens": 24} for dtype in DTYPES]
+    return dict(zip(DTYPES, ask_mlx_lm(tiny, *jobs), strict=True))
+
+
+@pytest.fixture(scope="module")
 def three_nodes(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Three nodes, by the type that the models are computed in that each of them places."""
     folder = tmp_path_factory.mktemp("three")
 
     def settings(dtype: str) -> tuple[str, ...]:
-        return "cluster.listen=127.0.0.1:0", "cluster.key=a shared secret", f"models.dtype={dtype}"
+        return (
+            "cluster.listen=127.0.0.1:0",
+            "cluster.key=a shared secret",
+            "roles.placement=even",
+            f"models.dtype={dtype}",
+        )
 
     with (
         node_process(folder, "x", *settings("float32"), env=ONE_THREAD) as x,

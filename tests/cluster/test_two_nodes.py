@@ -11,11 +11,9 @@ import pytest
 
 from runtime.testing.models import tiny_llama
 from runtime.testing.processes import NodeProcess, eventually, run_runtime
-from tests.conftest import MODEL, ask_mlx_lm
+from tests.conftest import MODEL, STORY, Reference
 
 pytestmark = pytest.mark.slow
-
-STORY = "Write a story about a fox."
 
 
 def listed(node: NodeProcess, verb: str) -> Any:
@@ -33,11 +31,17 @@ def tell(node: NodeProcess, max_tokens: int, **options: Any) -> Any:
 
 def test_each_node_lists_both(two_nodes: tuple[NodeProcess, NodeProcess]) -> None:
     for node, other in (two_nodes, two_nodes[::-1]):
-        entries = {entry["name"]: entry for entry in listed(node, "nodes")}
-        assert {name: entry["state"] for name, entry in entries.items()} == {node.name: "self", other.name: "up"}
-        assert entries[other.name]["address"] == other.address
-        assert entries[other.name]["backend"] == "cpu"
-        assert entries[other.name]["memory_total"] > 0
+
+        def entries(node: NodeProcess = node) -> dict[str, Any]:
+            return {entry["name"]: entry for entry in listed(node, "nodes")}
+
+        # What a node says of itself comes a moment after the link.
+        eventually(lambda: entries()[other.name]["address"], f"{node.name} hears of {other.name}")  # noqa: B023 - at once
+        found = entries()
+        assert {name: entry["state"] for name, entry in found.items()} == {node.name: "self", other.name: "up"}
+        assert found[other.name]["address"] == other.address
+        assert found[other.name]["backend"] == "cpu"
+        assert found[other.name]["memory_total"] > 0
 
 
 def test_each_node_says_which_layers_are_where(two_nodes: tuple[NodeProcess, NodeProcess]) -> None:
@@ -53,13 +57,30 @@ def test_each_node_says_which_layers_are_where(two_nodes: tuple[NodeProcess, Nod
     assert (a.get("status")["nodes"], b.get("status")["nodes"]) == (2, 2)
 
 
-def test_sixty_four_greedy_tokens_over_two_nodes_are_those_of_mlx_lm_and_of_one_node(
-    two_nodes: tuple[NodeProcess, NodeProcess], node: NodeProcess, converted: Path
+def test_a_plan_is_where_the_model_is_then_placed_and_places_nothing(
+    two_nodes: tuple[NodeProcess, NodeProcess], tmp_path: Path
 ) -> None:
-    (expected,) = ask_mlx_lm(converted, {"messages": [{"role": "user", "content": STORY}], "max_tokens": 64})
+    a, _ = two_nodes
+    model = str(tiny_llama(tmp_path / "planned"))
+    done = run_runtime("plan", model, "--context", "512", "--json", "--url", a.url)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert model not in [served["name"] for served in a.get("ps")["models"]]
+    assert (report["layers"], report["context"]) == (4, 512)
+    assert {node["name"] for node in report["nodes"]} == {"a", "b"}
+    a.load(model)
+    planned = {stage["node"]: (stage["first_layer"], stage["last_layer"]) for stage in report["stages"]}
+    assert planned == a.layers(model)
+    a.unload(model)
+
+
+def test_sixty_four_greedy_tokens_over_two_nodes_are_those_of_mlx_lm_and_of_one_node(
+    two_nodes: tuple[NodeProcess, NodeProcess], node: NodeProcess, chats: dict[str, Reference]
+) -> None:
+    expected = chats[STORY]
     assert len(expected.tokens) == 64
     # One of the two has the model's driver; the other passes on what it is asked.
-    for asked, count in zip(two_nodes, (64, 16), strict=True):
+    for asked, count in zip(two_nodes, (64, 8), strict=True):
         choice = tell(asked, count, logprobs=True)
         assert [scored["token"] for scored in choice["logprobs"]["content"]] == expected.texts[:count]
         logprobs = [scored["logprob"] for scored in choice["logprobs"]["content"]]
@@ -73,10 +94,10 @@ def test_several_generations_share_the_pipeline_and_keep_their_texts(
     two_nodes: tuple[NodeProcess, NodeProcess],
 ) -> None:
     seeds = range(4)
-    alone = [tell(two_nodes[0], 6, temperature=1, seed=seed)["message"]["content"] for seed in seeds]
+    alone = [tell(two_nodes[0], 4, temperature=1, seed=seed)["message"]["content"] for seed in seeds]
     with ThreadPoolExecutor(len(seeds)) as pool:
         together = list(
-            pool.map(lambda seed: tell(two_nodes[seed % 2], 6, temperature=1, seed=seed)["message"]["content"], seeds)
+            pool.map(lambda seed: tell(two_nodes[seed % 2], 4, temperature=1, seed=seed)["message"]["content"], seeds)
         )
     assert together == alone
     assert len(set(alone)) == len(seeds)
@@ -101,4 +122,4 @@ def test_nodes_that_are_asked_at_the_same_moment_place_a_model_once(
         assert [served["name"] for served in node.get("ps")["models"]].count(model) == 1
     two_nodes[1].unload(model)
     for node in two_nodes:
-        eventually(lambda node=node: node.layers(model) == {}, f"{node.name} knows that it is unloaded")  # type: ignore[misc]
+        eventually(lambda node=node: node.layers(model) == {}, f"{node.name} knows that it is unloaded")  # type: ignore[misc]  # mypy cannot infer a lambda's defaults

@@ -135,6 +135,7 @@ def test_nothing_changes_after_loading(load: Load) -> None:
         ("models.context=4096", "models", "context", 4096),
         ("models.keep_alive=-1", "models", "keep_alive", -1.0),
         ("models.memory_reserve=1GiB", "models", "memory_reserve", 1 << 30),
+        ("memory.policy=swap", "memory", "policy", "swap"),
         ("cluster.listen=none", "cluster", "listen", None),
         ("cluster.listen=[::1]:7411", "cluster", "listen", "[::1]:7411"),
         ('http.allowed_hosts=["a.example"]', "http", "allowed_hosts", ("a.example",)),

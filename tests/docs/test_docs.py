@@ -59,6 +59,24 @@ def documents() -> list[Path]:
     return [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
 
 
+# -- GGUF -------------------------------------------------------------------------------------------------------------
+
+
+def test_every_architecture_and_pre_tokenizer_that_is_converted_is_in_the_list() -> None:
+    from runtime_gguf.architectures import ARCHITECTURES
+    from runtime_gguf.pretokenizers import SPLITS
+
+    text = text_of("docs/gguf.md")
+    section = re.search(r"^## Architectures\n(.*?)^##", text, re.DOTALL | re.MULTILINE)
+    assert section is not None
+    assert re.findall(r"^\| `([^`]+)` \|", section[1], re.MULTILINE) == ["general.architecture", *sorted(ARCHITECTURES)]
+    named = re.search(r"^The pre-tokenizers: (.*?)\.$", text, re.DOTALL | re.MULTILINE)
+    assert named is not None
+    assert re.findall(r"`([^`]+)`", named[1]) == sorted(SPLITS)
+    assert f"[{len(ARCHITECTURES)} architectures](docs/gguf.md)" in text_of("README.md")
+    assert f"{len(ARCHITECTURES)} architectures are converted" in text_of("KNOWN_ISSUES.md")
+
+
 # -- plugins ----------------------------------------------------------------------------------------------------------
 
 

@@ -10,11 +10,12 @@ import anyio
 import msgspec
 
 from runtime.actors import ActorInfo
-from runtime.errors import ModelNotFound
+from runtime.errors import ModelNotFound, PlacementRefused
 from runtime.http.admin import ActorTree, NodeEntry, NodeStatus, admin_router
 from runtime.http.listener import Listener, serve
 from runtime.http.server import create_app
 from runtime.http.settings import HttpSettings
+from runtime.inference.report import LinkReport, NodeBudget, PlanReport, StageNeed
 from runtime.spi import (
     Delta,
     Download,
@@ -26,6 +27,7 @@ from runtime.spi import (
     GenerationRequest,
     LoadedModel,
     ModelCard,
+    Part,
     Progress,
     ScoredToken,
     Started,
@@ -33,6 +35,7 @@ from runtime.spi import (
     Timings,
     TokenText,
     Usage,
+    Waiting,
 )
 from runtime.spi.engine import LoadedStage
 from runtime_ollama.frontend import OllamaFrontend
@@ -132,6 +135,7 @@ class ScriptedEngine(Engine):
             for index, word in enumerate(words):
                 if index == self.pause_after:
                     self.paused.set()
+                    yield Waiting()
                     await self.resume.wait()
                 self._raise_at(index)
                 yield Delta(word, self._scored(word, request.logprobs))
@@ -217,6 +221,28 @@ class ScriptedInspector:
 
     def plugins(self) -> list[ScriptedPlugin]:
         return [ScriptedPlugin("openai", "loaded")]
+
+    async def plan(self, model: str, context: int | None) -> PlanReport:
+        if context == 1:
+            raise PlacementRefused(f"{model} does not fit.\n\nWhat would help: more memory.")
+        return PlanReport(
+            model=model,
+            layers=30,
+            context=context or 8192,
+            sequences=4,
+            dtype="float32",
+            dequantize=True,
+            reason="30 layers cut for latency: alpha 20, beta 10; 12 ms a token; gamma would not make it faster",
+            stages=(
+                StageNeed("alpha", 0, 19, 3 << 30, (Part("weights", 2 << 30), Part("KV cache", 1 << 30))),
+                StageNeed("beta", 20, 29, 1 << 30, (Part("weights", 1 << 30),)),
+            ),
+            nodes=(
+                NodeBudget("alpha", "cpu", 8 << 30, 5 << 30, 1 << 30, 0, 4 << 30, 3 << 30, 0.0105),
+                NodeBudget("beta", "metal", 4 << 30, 2 << 30, 0, 1 << 30, 2 << 30, 1 << 30, None),
+            ),
+            links=(LinkReport("alpha", "beta", 0.0004, 110e6),),
+        )
 
 
 @asynccontextmanager

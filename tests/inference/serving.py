@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,20 @@ from mlx_lm.generate import generate_step
 from mlx_lm.utils import load
 
 from runtime.actors import Actor, ActorRef
+from runtime.inference.borrowing import Borrower
 from runtime.inference.catalogue import Catalogue
 from runtime.inference.compute import ComputeThread
 from runtime.inference.driver import Driver, DriverLimits
 from runtime.inference.engine import RuntimeEngine
+from runtime.inference.lending import FILES, Lender
 from runtime.inference.models import MODELS, Models
-from runtime.inference.placing import Placer, PlacingSettings
+from runtime.inference.placing import Placer
+from runtime.inference.planning import PlacingSettings, Planner
+from runtime.inference.probe_cache import Probes
 from runtime.inference.progress import ProgressBoard
 from runtime.inference.session import Session
 from runtime.inference.stage import STAGES, Stage, StageHost
+from runtime.inference.survey import SURVEYOR, Surveyor, Surveys
 from runtime.spi import (
     Delta,
     Finished,
@@ -89,14 +94,25 @@ class InferenceNode(ClusterNode):
         family: ModelFamily | None = None,
         limits: DriverLimits | None = None,
         context: int | None = 512,
+        source: Callable[[str], ModelSource] | None = None,
+        borrowed: Path | None = None,
+        probes: Path | None = None,
     ) -> None:
+        """Make it.
+
+        Args:
+            source: makes a node's source, instead of one with all the folders.
+            borrowed: where nodes put what they take from each other; None if they share nothing.
+        """
         super().__init__(name, Seeds(seeds))
         self.memory = NodeMemory(total=8 << 30, available=4 << 30)
         self.limits = limits or DriverLimits(sequences=4, waiting=4, prefill_chunk=16, keep_alive=-1)
         self.compute = ComputeThread()
         self.board = ProgressBoard()
         self.source = Folders(folders)
-        self.catalogue = Catalogue({"folders": self.source})
+        self.catalogue = Catalogue({"folders": self.source if source is None else source(name)})
+        borrower = None if borrowed is None else Borrower(self.system, self._peers, borrowed / name)
+        self.borrower = borrower
         self.telemetry = Events()
         self.policy = policy or EvenPlacement()
         self.sinks: tuple[Telemetry, ...] = (self.telemetry,)
@@ -104,17 +120,32 @@ class InferenceNode(ClusterNode):
             self.system,
             self.catalogue,
             self.membership.views,
-            self.policy,
-            SafetensorsEstimator(),
-            PlacingSettings(
-                context=context, sequences=4, prefill_chunk=self.limits.prefill_chunk, dtype="auto", dequantize="auto"
+            Planner(
+                self.policy,
+                SafetensorsEstimator(),
+                PlacingSettings(
+                    context=context,
+                    sequences=4,
+                    prefill_chunk=self.limits.prefill_chunk,
+                    dtype="auto",
+                    dequantize="auto",
+                ),
             ),
+            Surveys(self.system),
         )
         self.engine = RuntimeEngine(
-            self.system, self.catalogue, self.compute, self.board, self.registry.entries, self.sinks, "tiny"
+            self.system, self.catalogue, self.compute, self.board, self.registry.entries, self.sinks, "tiny", borrower
         )
         families = {"dense": family or DenseFamily()}
-        self.system.spawn(lambda: StageHost(self.catalogue, families, self.compute, self.board, self.sinks), STAGES)
+        self.system.spawn(
+            lambda: StageHost(self.catalogue, families, self.compute, self.board, self.sinks, borrower=borrower),
+            STAGES,
+        )
+        if borrower is not None:
+            self.system.spawn(lambda: Lender(self.catalogue), FILES)
+        if probes is not None:
+            known = Probes(families, probes)
+            self.system.spawn(lambda: Surveyor(known, self.compute, self._round_trip), SURVEYOR)
         self.system.spawn(lambda: Models(self._driver, self._served_by, self._peers), MODELS)
 
     def _driver(self, model: str) -> Driver:
@@ -130,6 +161,10 @@ class InferenceNode(ClusterNode):
     def _served_by(self, model: str) -> ActorRef | None:
         entry = self.registry.lookup(model)
         return entry.driver if entry else None
+
+    def _round_trip(self, peer: str) -> float | None:
+        info = self.membership.member(peer)
+        return None if info is None else info.rtt
 
     def _peers(self) -> list[str]:
         return [view.name for view in self.membership.views() if view.name != self.name]

@@ -107,6 +107,14 @@ def test_a_gpu_keeps_the_models_own_type_and_its_packed_weights(tmp_path: Path, 
         assert options(checkpoint, "metal") == options(checkpoint, "cuda") == [(computed, False)]
 
 
+def test_a_gpu_computes_in_the_type_that_the_configuration_names(tmp_path: Path) -> None:
+    checkpoint = read_checkpoint(tiny_llama(tmp_path / "model", dtype="float16", quantize=4))
+    checkpoint.config["torch_dtype"] = "bfloat16"
+    assert options(checkpoint, "metal") == [("bfloat16", False)]
+    checkpoint.config.update(torch_dtype=["nonsense"], dtype=None)
+    assert options(checkpoint, "metal") == [("float16", False)]
+
+
 def test_a_gpu_halves_float32(tmp_path: Path) -> None:
     assert options(read_checkpoint(tiny_llama(tmp_path / "model")), "metal") == [("bfloat16", False)]
 

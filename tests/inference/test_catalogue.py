@@ -15,7 +15,7 @@ from runtime.spi import Download, ModelListing, ModelSource, Progress
 from runtime.testing.models import tiny_llama
 from runtime_folder.source import FolderSource
 from runtime_gguf.source import GgufSource
-from tests.wire.loopback import eventually, log_lines
+from tests.wire.loopback import DEADLINE, eventually, log_lines
 
 
 class Shelf(ModelSource):
@@ -101,7 +101,7 @@ async def test_a_fetch_that_everybody_left_is_forgotten_when_it_is_over(shelf: S
     only.cancel()
     await asyncio.wait([only])
     shelf.gate.set()
-    await eventually(lambda: not catalogue._fetching)
+    await eventually(lambda: not catalogue._opening)
     assert (await catalogue.fetch("tiny", silent)).model_type == "llama"
     assert shelf.fetches == 2
 
@@ -217,7 +217,7 @@ async def test_slow_fetches_of_one_source_hold_up_nothing_else(tiny: Path) -> No
     waiting = [asyncio.create_task(catalogue.fetch(name, silent)) for name in slow.names]
     try:
         await eventually(lambda: slow.fetches == FETCHES)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE):
             assert (await catalogue.fetch("quick", silent)).model_type == "llama"
             assert (await catalogue.card("quick")).layers == 4
             assert await to_thread.run_sync(lambda: True)

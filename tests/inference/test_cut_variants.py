@@ -11,7 +11,7 @@ import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
 
-from runtime.errors import ModelUnsupported
+from runtime.errors import ModelError, ModelUnsupported
 from runtime.inference.anatomy import dissect
 from runtime.inference.caches import batched, quantized
 from runtime.inference.check import RandomModel, check
@@ -28,6 +28,7 @@ FAMILIES: dict[str, ModelFamily] = {"dense": DenseFamily(), "moe": MoeFamily(), 
 PACKED: dict[str, dict[str, Any]] = {
     "4 bits": {"group_size": 32, "bits": 4},
     "8 bits": {"group_size": 32, "bits": 8},
+    "no group size": {"bits": 4},
     "mxfp4": {"group_size": 32, "bits": 4, "mode": "mxfp4"},
     "mixed": {
         "group_size": 32,
@@ -186,3 +187,12 @@ def test_a_batch_is_refused_where_mlx_lm_has_none() -> None:
         shard.new_cache([0, 3])
     with pytest.raises(ModelUnsupported, match="ChunkedKVCache"):
         batched(shard.new_cache()[0], [0, 3])
+
+
+def test_a_model_that_computes_no_number_at_all_is_not_exact() -> None:
+    config = tiny_config("llama")
+    subject = RandomModel(FAMILIES, checkpoint(config))
+    whole = subject.whole()
+    whole.load_weights([("model.norm.weight", whole.model.norm.weight * mx.nan)], strict=False)
+    with pytest.raises(ModelError, match=r"no finite logit in step 1,"):
+        list(check(subject, [(1,)]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import threading
 from collections.abc import Callable
@@ -23,10 +24,10 @@ from runtime.errors import (
     ModelInUse,
     ModelNotFound,
     Overloaded,
-    PeerUnreachable,
     PlacementRefused,
     RuntimeFault,
 )
+from runtime.inference import recovery
 from runtime.inference.driver import DriverLimits
 from runtime.inference.engine import TOKENIZERS
 from runtime.inference.protocol import Cancel, Submit, Submitted
@@ -43,6 +44,7 @@ from runtime.spi import (
     LoadOptions,
     ModelLoaded,
     ModelUnloaded,
+    NodeMemory,
     PlacementPolicy,
     PlacementRequest,
     Plan,
@@ -68,7 +70,7 @@ from tests.inference.serving import (
     serving,
     tokens,
 )
-from tests.wire.loopback import Observer, eventually
+from tests.wire.loopback import DEADLINE, Observer, eventually
 
 LONG = 400
 
@@ -253,7 +255,7 @@ async def test_a_session_that_breaks_ends_its_generation_with_a_fault(
     async with serving("a", folders={"tiny": tiny}) as (a,):
         with monkeypatch.context() as patch:
             patch.setattr(Session, "_on_token", broken)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(DEADLINE):
                 with pytest.raises(ActorStopped):
                     await events(a, request())
         await eventually(lambda: a.sequences() == 0)
@@ -263,7 +265,7 @@ async def test_a_session_that_breaks_ends_its_generation_with_a_fault(
 async def test_stopping_the_node_ends_generations_with_a_fault(tiny: Path) -> None:
     async with serving("a", folders={"tiny": tiny}) as (a,), begun(a, request(max_tokens=LONG)) as stream:
         stopping = asyncio.create_task(a.system.shut_down(2.0))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(DEADLINE):
             with pytest.raises(RuntimeFault):
                 async for _ in stream:
                     pass
@@ -339,7 +341,7 @@ async def test_an_unload_does_not_wait_for_those_who_load_or_are_refused(tiny: P
         await a.engine.load("tiny")
         with pytest.raises(InvalidRequest):
             await events(a, GenerationRequest("tiny", Text(""), sampling=GREEDY))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(DEADLINE):
             await a.engine.unload("tiny")
         await eventually(lambda: not a.stages())
 
@@ -492,7 +494,10 @@ async def test_unloading_gives_all_the_memory_back(early: bool, tmp_path: Path) 
             await events(a, request())
         await a.engine.unload("tiny")
         await eventually(lambda: any(isinstance(event, ModelUnloaded) for event in a.telemetry.events))
-        assert await a.compute.run(mx.get_active_memory) - before < 100_000
+        async with asyncio.timeout(DEADLINE):
+            # The last step of a generation that was given up may hold the slice for a moment longer.
+            while await a.compute.run(mx.get_active_memory) - before >= 100_000:  # noqa: ASYNC110 - MLX tells nobody
+                await asyncio.sleep(0.01)
         assert await a.compute.run(mx.get_cache_memory) < 100_000
 
 
@@ -642,12 +647,14 @@ async def test_a_step_that_fails_fails_its_micro_batch_only(tiny: Path) -> None:
             await eventually(lambda: len(stage._sequences) == 2)
             victim = stage._sequences[max(stage._sequences)]
             victim.position += 1
-            with pytest.raises(RuntimeFault, match="at position"):
-                async for _ in bad:
-                    pass
+            replayed = [event async for event in bad]
+            assert [token.token.id for event in replayed if isinstance(event, Delta) for token in event.tokens] == (
+                reference(tiny, PROMPT, LONG)
+            )
             rest = [event async for event in good]
             assert isinstance(rest[-1], Finished)
             assert rest[-1].usage.completion_tokens == LONG
+            assert b.stages() == [stage]
         await eventually(lambda: a.sequences() + b.sequences() == 0)
 
 
@@ -664,43 +671,90 @@ async def test_an_error_of_mlx_fails_the_sequence_and_not_the_stage(tiny: Path) 
         assert await tokens(a, request()) == reference(tiny, PROMPT, 16)
 
 
-async def test_losing_a_stages_node_fails_sessions_and_frees_the_memory(tiny: Path) -> None:
+async def test_losing_a_stages_node_leaves_the_text_as_it_would_have_been_and_frees_the_memory(tiny: Path) -> None:
     async with serving("a", "b", folders={"tiny": tiny}) as (a, b):
-        async with begun(a, request(max_tokens=LONG)) as stream:
-            b.network.disconnect("a", "a test pulls the plug")
-            with pytest.raises(PeerUnreachable, match=r"node b.*was lost"):
-                async for _ in stream:
-                    pass
+        whole = reference(tiny, PROMPT, LONG)
+        heard: list[int] = []
+        async with (
+            asyncio.timeout(DEADLINE),
+            contextlib.aclosing(a.engine.generate(request(max_tokens=LONG))) as stream,
+        ):
+            async for event in stream:
+                if isinstance(event, Delta):
+                    heard += [token.token.id for token in event.tokens]
+                    if len(heard) == 40:
+                        b.network.disconnect("a", "a test pulls the plug")
+                elif isinstance(event, Finished):
+                    assert event.usage.completion_tokens == LONG
+        assert heard == whole
+        assert len(a.drivers()) == 1
+        await eventually(lambda: not b.drivers() and a.sequences() + b.sequences() == 0)
+        await a.engine.unload("tiny")
         await eventually(lambda: not a.stages() and not b.stages() and not a.drivers())
         await eventually(lambda: len(a.ledger.reservations) == len(b.ledger.reservations) == 0)
-        assert await a.engine.loaded() == []
-        await eventually(lambda: len(a.membership.views()) == len(b.membership.views()) == 2)
-        assert len(await tokens(a, request())) == 16
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(seed=5),
+        Sampling(seed=5, repetition_penalty=1.3, presence_penalty=0.5, frequency_penalty=0.3, penalize_prompt=False),
+    ],
+)
+async def test_losing_the_drivers_node_goes_on_with_the_same_seeded_text(tiny: Path, sampling: Sampling) -> None:
+    order = request(max_tokens=LONG, sampling=sampling)
+    async with serving("a", "b", folders={"tiny": tiny}, policy=Scripted(lambda r: _stages((0, 4)))) as (a, b):
+        whole = await tokens(b, order)
+        await eventually(lambda: a.sequences() + b.sequences() == 0)
+        (served,) = await b.engine.loaded()
+        driver, other = (a, b) if a.drivers() else (b, a)
+        heard: list[int] = []
+        async with asyncio.timeout(DEADLINE), contextlib.aclosing(other.engine.generate(order)) as stream:
+            async for event in stream:
+                if isinstance(event, Delta):
+                    heard += [token.token.id for token in event.tokens]
+                    if len(heard) == 40:
+                        driver.network.disconnect(other.name, "a test pulls the plug")
+        assert served.name == "tiny"
+        assert heard == whole
+
+
+async def test_what_cannot_be_resumed_ends_with_a_fault_that_says_why(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery, "GRACE_SECONDS", 1.0)
+    monkeypatch.setattr(recovery, "LEAST_SECONDS", 1.0)
+    async with serving("a", "b", folders={"tiny": tiny}) as (a, b):
+        async with asyncio.timeout(DEADLINE), begun(a, request(max_tokens=LONG)) as stream:
+            a.memory = NodeMemory(total=8 << 30, available=0)
+            await b.network.close()
+            with pytest.raises(PlacementRefused, match=r"interrupted after \d+ tokens .*node b.*lost.* not be resumed"):
+                async for _ in stream:
+                    pass
+        await eventually(lambda: a.sequences() == 0)
 
 
 async def test_losing_the_sessions_node_frees_its_sequences(tiny: Path) -> None:
     async with serving("a", "b", folders={"tiny": tiny}, policy=Scripted(lambda r: _stages((0, 4)))) as (a, b):
         await a.engine.load("tiny")
-        async with begun(b, request(max_tokens=LONG)) as stream:
+        async with begun(b, request(max_tokens=LONG)):
             b.network.disconnect("a", "a test pulls the plug")
-            with pytest.raises(ActorStopped, match=r"driver (was lost|ended)"):
-                async for _ in stream:
-                    pass
+            await eventually(lambda: all(not driver._sessions for driver in a.drivers()))
         await eventually(lambda: a.sequences() + b.sequences() == 0)
         assert len(a.stages()) == 1
 
 
-async def test_failing_all_sequences_starts_none_of_those_that_wait(tiny: Path) -> None:
+async def test_sequences_that_wait_for_a_driver_that_ends_wait_for_the_next(tiny: Path) -> None:
     limits = DriverLimits(sequences=1, waiting=3, prefill_chunk=16, keep_alive=-1)
     async with serving("a", "b", folders={"tiny": tiny}, limits=limits) as (a, b):
-        async with begun(a, request(max_tokens=LONG)):
+        async with begun(a, request(max_tokens=LONG)) as running:
             waiting = [asyncio.create_task(tokens(a, request())) for _ in range(3)]
             await eventually(lambda: sum(len(driver._sessions) for driver in a.drivers()) == 4)
             a.system.stop(ActorRef("a", "/models/1"))
-            heard = await asyncio.gather(*waiting, return_exceptions=True)
-            assert [type(each) for each in heard] == [ActorStopped] * 3
+            async for _ in running:
+                pass
+            assert [len(heard) for heard in await asyncio.gather(*waiting)] == [16] * 3
         await eventually(lambda: a.sequences() + b.sequences() == 0)
-        assert await a.engine.loaded() == []
 
 
 # -- tokenizers -----------------------------------------------------------------------------------------------------
@@ -751,7 +805,7 @@ async def test_prompts_wait_for_no_other_work_in_threads(tiny: Path) -> None:
         busy = [asyncio.create_task(to_thread.run_sync(gate.wait, 30)) for _ in range(int(limiter.total_tokens))]
         try:
             await eventually(lambda: limiter.available_tokens == 0)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(DEADLINE):
                 assert len(await tokens(a, request())) == 16
         finally:
             gate.set()

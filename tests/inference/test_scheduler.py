@@ -47,10 +47,10 @@ class Pipeline:
         self.now = 0.0
         self.turns: list[str] = []
 
-    def add(self, prompt: tuple[int, ...], max_tokens: int) -> int:
+    def add(self, prompt: tuple[int, ...], max_tokens: int, generated: tuple[int, ...] = ()) -> int:
         sequence = len(self.runs)
-        self.runs[sequence] = Run(prompt, max_tokens)
-        self.scheduler.add(sequence, prompt, max_tokens, (EOS,))
+        self.runs[sequence] = Run(prompt, max_tokens, [*generated])
+        self.scheduler.add(sequence, prompt, max_tokens, (EOS,), generated)
         self.go_on()
         return sequence
 
@@ -168,7 +168,7 @@ class Pipeline:
     chunk=st.integers(1, 300),
     batches=st.booleans(),
     positions=st.integers(3, 12),
-    sizes=st.lists(st.tuples(st.integers(1, 600), st.integers(1, 40)), min_size=1, max_size=8),
+    sizes=st.lists(st.tuples(st.integers(1, 600), st.integers(0, 60), st.integers(1, 40)), min_size=1, max_size=8),
 )
 @settings(max_examples=60)
 def test_any_interleaving_gives_every_sequence_its_steps_in_order_and_an_end(
@@ -178,7 +178,7 @@ def test_any_interleaving_gives_every_sequence_its_steps_in_order_and_an_end(
     chunk: int,
     batches: bool,
     positions: int,
-    sizes: list[tuple[int, int]],
+    sizes: list[tuple[int, int, int]],
 ) -> None:
     pipeline = Pipeline(
         Capacity(
@@ -195,8 +195,9 @@ def test_any_interleaving_gives_every_sequence_its_steps_in_order_and_an_end(
     draw = data.draw(st.randoms(use_true_random=False))
     while sizes or pipeline.busy:
         if sizes and (not pipeline.busy or draw.random() < 0.1):
-            length, max_tokens = sizes.pop()
-            pipeline.add(tuple(range(100, 100 + length)), max_tokens)
+            length, generated, left = sizes.pop()
+            prompt = tuple(range(100, 100 + length))
+            pipeline.add(prompt, generated + left, tuple(range(1000, 1000 + generated)))
         alive = pipeline.scheduler.sequences
         if alive and draw.random() < 0.02:
             victim = draw.choice(alive)

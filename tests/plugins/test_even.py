@@ -56,7 +56,7 @@ def test_a_plan_fits_every_node_and_a_refusal_means_that_one_does_not(
     needs = [request.estimate(span).total for span in even_spans(layers, len(nodes))]
     fits = all(need <= node.memory.grantable for need, node in zip(needs, nodes, strict=False))
     if not fits:
-        with pytest.raises(PlacementRefused, match="What would help"):
+        with pytest.raises(PlacementRefused, match="lacks memory for an even split"):
             EvenPlacement().plan(request)
         return
     plan = EvenPlacement().plan(request)
@@ -96,21 +96,6 @@ def test_a_refusal_shows_what_each_slice_needs_and_what_each_node_has() -> None:
     assert "m does not fit: mini lacks memory" in text
     assert "layers 10-19 of 20  100 MiB  weights 100 MiB" in text
     assert "mini    80 MiB     90 MiB     10 MiB   20 MiB" in text
-
-
-@pytest.mark.parametrize(
-    ("nodes", "weights", "cache", "remedy"),
-    [
-        ((24,), 5, 1, "2 more node(s) with 18 MiB to grant"),
-        ((50,), 4, 2, "the KV cache is at most 50% of what was asked"),
-        ((1,), 5, 0, "a smaller or more quantized model, or 49 MiB more memory"),
-    ],
-)
-def test_a_refusal_names_the_shortest_way_out(nodes: tuple[int, ...], weights: int, cache: int, remedy: str) -> None:
-    views = tuple(_node(f"n{index}", size) for index, size in enumerate(nodes))
-    with pytest.raises(PlacementRefused, match="What would help") as refusal:
-        EvenPlacement().plan(_request(10, views, weights, cache))
-    assert remedy in refusal.value.message
 
 
 def test_no_node_at_all_is_refused() -> None:

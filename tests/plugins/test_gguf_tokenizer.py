@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from runtime.errors import CheckpointCorrupt, ModelUnsupported
-from runtime.testing.gguf_files import TEMPLATE, TOKENS, write_llama
+from runtime.testing.gguf_files import MERGES, TEMPLATE, TOKENS, write_llama
+from runtime_gguf.pretokenizers import SPLITS
 from runtime_gguf.reader import read_header
 from runtime_gguf.tokenizer import write_tokenizer
 
@@ -25,27 +27,75 @@ def _rebuild(folder: Path, **options: Any) -> Tokenizer:
     return Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
-def _pieces(tokenizer: Tokenizer, text: str) -> list[str]:
-    return [piece for piece, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)]
+_BY_LLAMA_CPP = json.loads((Path(__file__).parent / "llama_cpp_pieces.json").read_text(encoding="utf-8"))
+"""How llama.cpp cuts some texts, for each name of a pre-tokenizer, as ``tests/llama_cpp_reference.py`` has asked it. A
+null is a text that llama.cpp's adaptation of the published expression cuts otherwise."""
+
+
+@pytest.mark.parametrize("group", _BY_LLAMA_CPP["groups"], ids=lambda group: group["names"][0])
+def test_text_is_cut_as_llama_cpp_cuts_it(group: dict[str, Any]) -> None:
+    for name in group["names"]:
+        cut = SPLITS[name].pre_tokenizer()
+        for text, pieces in zip(_BY_LLAMA_CPP["texts"], group["pieces"], strict=True):
+            if pieces is not None:
+                assert [text[start:stop] for _, (start, stop) in cut.pre_tokenize_str(text)] == pieces, (name, text)
+
+
+def test_every_pre_tokenizer_is_compared_with_llama_cpp() -> None:
+    assert {name for group in _BY_LLAMA_CPP["groups"] for name in group["names"]} == set(SPLITS)
+
+
+class Rebuilt(NamedTuple):
+    ours: Tokenizer
+    theirs: Any
+
+
+@pytest.fixture(
+    scope="module",
+    params=[("gpt-2", "GPT2Tokenizer"), ("qwen2", "Qwen2Tokenizer"), ("command-r", "CohereTokenizer")],
+    ids=lambda names: names[0],
+)
+def rebuilt(request: pytest.FixtureRequest) -> Rebuilt:
+    import transformers
+
+    name, class_name = request.param
+    with tempfile.TemporaryDirectory() as folder:
+        ours = _rebuild(Path(folder), keys={"tokenizer.ggml.pre": name})
+    merges = [tuple(merge.split(" ")) for merge in MERGES]
+    theirs = getattr(transformers, class_name)(vocab={token: i for i, token in enumerate(TOKENS)}, merges=merges)
+    return Rebuilt(ours, theirs)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    text=st.text(st.one_of(st.sampled_from("the in a'S1\n "), st.characters(exclude_categories=["Cs"])), max_size=40)
+)
+def test_ids_are_those_of_the_models_tokenizer_in_transformers(rebuilt: Rebuilt, text: str) -> None:
+    ids = rebuilt.theirs.encode(text, add_special_tokens=False)
+    assert rebuilt.ours.encode(text, add_special_tokens=False).ids == ids
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "pieces"),
+    ("tokens", "keys", "ends"),
     [
-        ("smollm", "in 2024 it's", ["in", "Ġ", "2", "0", "2", "4", "Ġit", "'s"]),
-        ("gpt-2", "in 2024 it's", ["in", "Ġ2024", "Ġit", "'s"]),
-        ("default", "in 2024 it's", ["in", "Ġ2024", "Ġit", "'s"]),
-        ("llama-bpe", "in 20245 IT'S\n\n x", ["in", "Ġ", "202", "45", "ĠIT", "'S", "ĊĊ", "Ġx"]),
-        ("qwen2", "in 2024 IT'S\n\n x", ["in", "Ġ", "2", "0", "2", "4", "ĠIT", "'S", "ĊĊ", "Ġx"]),
+        ({}, {}, [2, 0]),
+        ({"<|im_start|>": "<|eot_id|>"}, {"tokenizer.ggml.eos_token_id": 0}, [0, 1, 2]),
+        ({"<|im_end|>": "<x>"}, {"tokenizer.ggml.eos_token_id": 0}, 0),
+        ({"<|im_end|>": "<x>"}, {"tokenizer.ggml.eos_token_id": 0, "tokenizer.ggml.eot_token_id": 2}, [0, 2]),
+        ({"<|im_end|>": "<x>"}, {"tokenizer.ggml.eos_token_id": 0, "tokenizer.ggml.eot_token_id": 0xFFFFFFFF}, 0),
+        # gpt-oss: <|end|> ends a message, not the answer.
+        ({"<|im_start|>": "<|return|>", "<|im_end|>": "<|call|>", "a": "<|end|>"}, {}, [2, 0, 1]),
     ],
 )
-def test_text_is_cut_as_the_pre_tokenizer_of_that_name_does(
-    tmp_path: Path, name: str, text: str, pieces: list[str]
+def test_every_token_that_ends_an_answer_is_in_the_configuration(
+    tmp_path: Path, tokens: dict[str, str], keys: dict[str, Any], ends: Any
 ) -> None:
-    tokenizer = _rebuild(tmp_path, keys={"tokenizer.ggml.pre": name})
-    assert _pieces(tokenizer, text) == pieces
-    ids = tokenizer.encode(text, add_special_tokens=False).ids
-    assert tokenizer.decode(ids, skip_special_tokens=False) == text
+    listed = [tokens.get(token, token) for token in TOKENS]
+    types = [3 if token.startswith("<") and len(token) > 2 else 1 for token in listed]
+    keys = {**keys, "tokenizer.ggml.tokens": listed, "tokenizer.ggml.token_type": types}
+    header = read_header(write_llama(tmp_path / "m.gguf", keys={**keys, "tokenizer.ggml.merges": ["i n"]}))
+    special = write_tokenizer(header, tmp_path, len(TOKENS))
+    assert special["eos_token_id"] == ends
 
 
 def test_merges_and_special_tokens_are_those_of_the_file(tmp_path: Path) -> None:

@@ -18,20 +18,22 @@ from runtime.errors import ModelError
 from runtime.spi import read_checkpoint
 from runtime.testing.hub import TOKEN, StandInHub
 from runtime.testing.models import tiny_llama
+from runtime_hub.cache import check_space
+from runtime_hub.remote import fault
 from runtime_hub.snapshot import RepoName, is_wanted, missing_files
-from runtime_hub.source import check_space, fault
 
 SCRIPT = """
-import json, sys
+import json, os, pathlib, sys
 from runtime.errors import RuntimeFault
 from runtime_hub.source import HubSource
 seen = []
+source = HubSource(pathlib.Path(os.environ["HF_HOME"]) / "parts")
 try:
-    path = str(HubSource().fetch(sys.argv[1], lambda p: seen.append([p.step, p.done, p.total])))
+    path = str(source.fetch(sys.argv[1], lambda p: seen.append([p.step, p.done, p.total])))
     answer = {"path": path}
 except RuntimeFault as fault:
     answer = {"error": type(fault).__name__, "message": fault.message}
-listed = [[l.name, l.source, l.bytes] for l in HubSource().local() if (l.path / 'config.json').is_file()]
+listed = [[l.name, l.source, l.bytes] for l in source.local() if (l.path / 'config.json').is_file()]
 print(json.dumps({**answer, "progress": seen, "local": listed}))
 """
 
@@ -194,7 +196,7 @@ def test_a_damaged_file_in_the_cache_is_fetched_again(hub: StandInHub, folder: P
 
 def test_too_little_room_is_said_before_anything_is_downloaded(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="org/huge needs 953674316 MiB more on the disk"):
-        check_space(RepoName("org/huge", "main"), tmp_path / "not" / "yet" / "there", 10**15)
+        check_space(RepoName("org/huge", "main"), 10**15, tmp_path / "not" / "yet" / "there")
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from runtime.spi import Checkpoint, LayerSpan, LoadOptions, MemoryEstimate, Tens
 from runtime.spi.memory import KV_CACHE
 from runtime.testing.models import tiny_llama
 from runtime_memory.estimator import SafetensorsEstimator
+from runtime_memory.weights import Group
 
 WORKLOAD = Workload(context=1000, sequences=2, prefill_chunk=128)
 FULL = LoadOptions(dtype="float32", dequantize=False)
@@ -200,16 +201,31 @@ def test_the_estimate_of_working_memory_covers_what_a_prefill_takes(tmp_path: Pa
     assert claimed <= 4 * spent, "the estimate is far too large"
 
 
-@pytest.mark.parametrize("dequantize", [True, False])
-def test_what_loading_stages_counts_only_where_nothing_else_covers_it(dequantize: bool) -> None:
-    checkpoint = _checkpoint(layers=1, hidden=256, vocab=8000, quantize=8)
-    embedding = sum(t.nbytes for name, t in checkpoint.tensors.items() if name.startswith("model.embed_tokens."))
-    staged = embedding + (8000 * 256 * 4 if dequantize else 0)
-    options = LoadOptions("float32", dequantize=dequantize)
-    for workload in (Workload(context=16, sequences=1, prefill_chunk=16), Workload(4096, 8, 512)):
-        estimate = _estimate(checkpoint, options=options, workload=workload)
-        later = sum(_part(estimate, name) for name in (KV_CACHE, "working memory", "logits"))
-        assert _part(estimate, "loading") == max(0, staged - later)
+def test_loading_counts_only_where_it_takes_more_than_what_comes_later() -> None:
+    checkpoint = _checkpoint(layers=1, hidden=256, vocab=40000, quantize=8, tied=False)
+    options = LoadOptions("float32", dequantize=True)
+    tiny, large = (
+        _estimate(checkpoint, options=options, workload=workload)
+        for workload in (Workload(context=16, sequences=1, prefill_chunk=16), Workload(8192, 8, 512))
+    )
+    assert _part(tiny, "loading") > 0
+    assert _part(large, "loading") == 0
+
+
+def test_what_is_loaded_before_adds_to_the_peak_and_what_comes_after_does_not() -> None:
+    large, small = Group(resident=100, peak=150), Group(resident=30, peak=40)
+    assert large.then(small) == (130, 150)
+    assert small.then(large) == (130, 180)
+
+
+def test_no_slice_needs_more_than_one_that_it_lies_in() -> None:
+    checkpoint = _checkpoint(layers=6, sliding=64, quantize=4, tied=False)
+    spans = [LayerSpan(start, stop, 6) for start in range(6) for stop in range(start + 1, 7)]
+    for options in (FULL, LoadOptions("float32", dequantize=True)):
+        needs = {span: _estimate(checkpoint, span, options=options).total for span in spans}
+        for inner, outer in itertools.product(spans, spans):
+            if outer.start <= inner.start and inner.stop <= outer.stop:
+                assert needs[inner] <= needs[outer]
 
 
 def test_a_configuration_without_sizes_is_refused() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import anyio
+import httpx
 import openai
 import pytest
 
@@ -237,6 +238,19 @@ async def test_a_fault_in_a_stream_is_told_in_the_stream() -> None:
         assert [(await anext(stream)).choices[0].text for _ in range(2)] == ["The", " capital"]
         with pytest.raises(openai.APIError, match="layer 3 is damaged"):
             await anext(stream)
+
+
+async def test_a_stream_that_waits_has_comments_that_clients_skip() -> None:
+    engine = ScriptedEngine(pause_after=2)
+    body = {"model": MODEL, "prompt": "hi", "stream": True}
+    async with serving(engine) as node:
+        engine.resume.set()
+        async with httpx.AsyncClient(trust_env=False) as http:
+            response = await http.post(f"{node.url}/v1/completions", json=body)
+        assert response.text.count(": keep-alive\n\n") == 1
+        async with connected(node.url) as client:
+            stream = await client.completions.create(model=MODEL, prompt="hi", stream=True)
+            assert "".join([chunk.choices[0].text async for chunk in stream]) == "".join(engine.words)
 
 
 async def test_a_bug_in_a_stream_ends_it_without_details() -> None:

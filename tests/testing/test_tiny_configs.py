@@ -10,28 +10,16 @@ import mlx_lm.models
 import pytest
 from mlx_lm.utils import _get_classes
 
+from runtime.inference.installed import NO_MODELS
 from runtime.testing.tiny import TINY_MODULES, tiny_config
 
-PARTS = {
-    "activations",
-    "base",
-    "bitlinear_layers",
-    "cache",
-    "gated_delta",
-    "mla",
-    "pipeline",
-    "rope_utils",
-    "ssm",
-    "switch_layers",
-}
-"""Modules that hold no model."""
 NOT_IMPORTABLE = {"olmo"}
 """It ends the process unless the package ai2-olmo is there."""
 
 
 def test_every_model_module_has_one() -> None:
     installed = {module.name for module in pkgutil.iter_modules(mlx_lm.models.__path__)}
-    assert set(TINY_MODULES) == installed - PARTS
+    assert set(TINY_MODULES) == installed - NO_MODELS
 
 
 @pytest.mark.parametrize("module", sorted(set(TINY_MODULES) - NOT_IMPORTABLE))

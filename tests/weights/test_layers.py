@@ -31,6 +31,12 @@ def test_a_name_tells_the_layer_and_the_expert(name: str, layer: int | None, exp
     assert (layer_of(name), expert_of(name)) == (layer, expert)
 
 
+def test_a_number_of_too_many_digits_is_none() -> None:
+    number = "9" * 5000
+    assert layer_of(f"model.layers.{number}.mlp.up_proj.weight") is None
+    assert expert_of(f"model.layers.1.mlp.experts.{number}.up_proj.weight") is None
+
+
 @pytest.mark.parametrize(
     ("name", "speculative"),
     [

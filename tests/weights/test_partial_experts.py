@@ -10,10 +10,11 @@ import mlx.core as mx
 import pytest
 
 from runtime.errors import CheckpointCorrupt
-from runtime.spi import LayerSpan, read_checkpoint
+from runtime.spi import LayerSpan, TensorInfo, read_checkpoint
 from runtime.testing.tiny import tiny_config
 from runtime.weights import build, load
 from runtime.weights.layers import expert_of, layer_of
+from runtime.weights.reading import MAX_EXPERTS, stand_ins
 from tests.weights.checkpoints import (
     PLAIN,
     assert_equal_parts,
@@ -107,3 +108,19 @@ def test_files_without_a_tensor_of_the_slice_are_not_opened(tmp_path: Path, whol
     load(model, checkpoint, LayerSpan(3, 5, LAYERS), PLAIN, lambda done, total: None)
     part = parameters(model)
     assert_equal_parts({name: array for name, array in whole.items() if name in part}, [part])
+
+
+def test_an_expert_that_no_layer_has_is_refused_before_any_stand_in_is_made() -> None:
+    names = [f"model.layers.1.mlp.experts.{number}.w1.weight" for number in (0, 1, 999_999)]
+    with pytest.raises(CheckpointCorrupt, match=r"experts\.999999\.w1\.weight is of expert 999999"):
+        stand_ins(tensors(names), None)
+
+
+def test_more_tensors_of_experts_than_any_layer_has_are_refused() -> None:
+    names = [f"model.layers.1.mlp.experts.{MAX_EXPERTS - 1}.w{number}.weight" for number in range(100)]
+    with pytest.raises(CheckpointCorrupt, match=r"4096 experts of 100 tensors each"):
+        stand_ins(tensors(names), None)
+
+
+def tensors(names: list[str]) -> dict[str, TensorInfo]:
+    return {name: TensorInfo(name, "F32", (1,), Path("model.safetensors"), 0, 4) for name in names}

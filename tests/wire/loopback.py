@@ -14,7 +14,8 @@ from runtime.wire.connection import Medium
 from runtime.wire.websocket import WebSockets
 
 FAST = Limits(handshake=2.0, retry_first=0.02, retry_most=0.1, retry_lasting=0.3, close=0.5)
-DEADLINE = 10.0
+DEADLINE = 60.0
+"""Seconds, of a machine that does much else: only a bug takes longer."""
 
 
 async def eventually(condition: Callable[[], object]) -> None:

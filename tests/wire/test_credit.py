@@ -7,10 +7,10 @@ import msgspec
 import pytest
 
 from runtime.actors import Actor, ActorRef, Lane, Message
-from runtime.errors import MailboxFull
+from runtime.errors import MailboxFull, PeerUnreachable
 from runtime.wire import Tensor
 from runtime.wire.limits import KIB
-from tests.wire.loopback import FAST, Node, eventually, nodes
+from tests.wire.loopback import DEADLINE, FAST, Node, eventually, nodes
 from tests.wire.messages import Double, Doubler, Number
 
 TIGHT = msgspec.structs.replace(FAST, bulk_credit=64 * KIB, bulk_queue=128 * KIB)
@@ -87,3 +87,34 @@ async def test_a_message_that_nobody_handles_gives_its_credit_back(path: str) ->
             gate.set()
         await eventually(lambda: not a.network.traffic("b")[Lane.BULK].queued_bytes)
         await eventually(lambda: not b.network.traffic("a")[Lane.BULK].held_bytes)
+
+
+async def test_a_send_waits_for_the_credit_of_a_slow_reader_and_loses_nothing() -> None:
+    async with nodes("a", "b", limits=TIGHT) as (a, b):
+        a.dial(b.address)
+        await eventually(lambda: a.linked() == ["b"] and b.linked() == ["a"])
+        gate = asyncio.Event()
+        slow = Slow(gate)
+        ref = b.system.spawn(lambda: slow, "slow")
+        told = await _fill(a, ref)
+        sending = [asyncio.ensure_future(a.system.send(ref, Weigh(BLOCK))) for _ in range(20)]
+        await asyncio.sleep(0)
+        assert not any(sent.done() for sent in sending)
+        sending.pop().cancel()
+        gate.set()
+        await asyncio.wait_for(asyncio.gather(*sending), DEADLINE)
+        await eventually(lambda: slow.handled == told + 19)
+
+
+async def test_a_send_that_waits_fails_when_the_link_is_lost() -> None:
+    async with nodes("a", "b", limits=TIGHT) as (a, b):
+        a.dial(b.address)
+        await eventually(lambda: a.linked() == ["b"] and b.linked() == ["a"])
+        ref = b.system.spawn(lambda: Slow(asyncio.Event()), "slow")
+        await _fill(a, ref)
+        sending = asyncio.ensure_future(a.system.send(ref, Weigh(BLOCK)))
+        await asyncio.sleep(0)
+        a.dial()
+        a.network.disconnect("b", "test")
+        with pytest.raises(PeerUnreachable):
+            await asyncio.wait_for(sending, DEADLINE)

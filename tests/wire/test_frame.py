@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import struct
+import tracemalloc
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
@@ -11,10 +13,10 @@ from runtime.errors import ProtocolError
 from runtime.wire.frame import (
     CHUNK_BYTES,
     HEAD_HEADER,
+    KEPT,
     MAX_BATCH,
     MAX_FRAME,
     Grant,
-    Opened,
     Reassembler,
     batch_frame,
     grant_frame,
@@ -33,9 +35,11 @@ def batch(count: int, rest: bytes = b"") -> bytes:
     return struct.pack("<B3xIQ", 1, count, 0) + rest
 
 
-def take(reassembler: Reassembler, frame: bytes) -> list[memoryview]:
-    reassembler.open(frame)
-    return reassembler.feed(frame)
+class Begun(list[tuple[int, tuple[int, ...]]]):
+    """What a reassembler said was begun."""
+
+    def __call__(self, sequence: int, sizes: Sequence[int]) -> None:
+        self.append((sequence, tuple(sizes)))
 
 
 @given(
@@ -46,9 +50,10 @@ def test_a_payload_is_the_same_after_being_cut_and_joined(sizes: list[int]) -> N
     whole = b"".join(parts)
     cut = [bytes(frame) for frame in payload_frames(7, parts, len(whole))]
     assert all(len(frame) <= MAX_FRAME for frame in cut)
-    reassembler = Reassembler(LIMIT)
-    assert reassembler.open(cut[0]) == Opened(7, (len(whole),))
-    results = [take(reassembler, frame) for frame in cut]
+    begun = Begun()
+    reassembler = Reassembler(LIMIT, begun)
+    results = [reassembler.feed(frame) for frame in cut]
+    assert begun == [(7, (len(whole),))]
     assert results[:-1] == [[]] * (len(cut) - 1)
     assert [bytes(payload) for payload in results[-1]] == [whole]
     assert not reassembler.partial
@@ -63,16 +68,16 @@ def test_the_bytes_of_a_tensor_go_out_as_they_lie_in_memory() -> None:
 
 def test_small_payloads_share_a_frame_and_are_not_copied_on_receipt() -> None:
     frame = batch_frame(3, [b"one", b"two", b"three"])
-    reassembler = Reassembler(LIMIT)
-    assert reassembler.open(frame) == Opened(3, (3, 3, 5))
-    payloads = reassembler.feed(frame)
+    begun = Begun()
+    payloads = Reassembler(LIMIT, begun).feed(frame)
+    assert begun == [(3, (3, 3, 5))]
     assert payloads == [b"one", b"two", b"three"]
     assert all(payload.obj is frame for payload in payloads)
 
 
 def test_a_payload_over_the_limit_is_refused_at_its_first_frame() -> None:
     with pytest.raises(ProtocolError, match="over the limit"):
-        Reassembler(LIMIT).open(head(0, LIMIT + 1) + bytes(CHUNK_BYTES))
+        Reassembler(LIMIT, Begun()).feed(head(0, LIMIT + 1) + bytes(CHUNK_BYTES))
 
 
 @pytest.mark.parametrize(
@@ -99,15 +104,56 @@ def test_a_payload_over_the_limit_is_refused_at_its_first_frame() -> None:
 )
 def test_a_malformed_frame_is_refused(frame: bytes, reason: str) -> None:
     with pytest.raises(ProtocolError, match=reason):
-        Reassembler(LIMIT).open(frame)
+        Reassembler(LIMIT, Begun()).feed(frame)
 
 
 @pytest.mark.parametrize("chunk", [bytes(6), bytes(CHUNK_BYTES + 1)])
 def test_a_raw_frame_that_does_not_fit_is_refused(chunk: bytes) -> None:
-    reassembler = Reassembler(LIMIT)
-    assert take(reassembler, head(0, CHUNK_BYTES + 5) + bytes(CHUNK_BYTES)) == []
+    reassembler = Reassembler(LIMIT, Begun())
+    assert reassembler.feed(head(0, CHUNK_BYTES + 5) + bytes(CHUNK_BYTES)) == []
     with pytest.raises(ProtocolError, match="got a frame of"):
-        take(reassembler, chunk)
+        reassembler.feed(chunk)
+
+
+def feed_all(reassembler: Reassembler, payload: bytes) -> memoryview:
+    """Cut a payload, put it together again, and return it."""
+    (whole,) = [
+        whole for frame in payload_frames(0, [payload], len(payload)) for whole in reassembler.feed(bytes(frame))
+    ]
+    return whole
+
+
+def test_what_was_received_stays_as_it_is_while_somebody_looks_at_it() -> None:
+    reassembler = Reassembler(LIMIT, Begun())
+    size = 3 * CHUNK_BYTES
+    kept = [feed_all(reassembler, bytes([number]) * size)[number : size - number] for number in range(8)]
+    assert all(bytes(view) == bytes([number]) * (size - 2 * number) for number, view in enumerate(kept))
+    assert all(view.readonly for view in kept)
+
+
+def test_memory_is_used_again_once_nobody_looks_at_it() -> None:
+    reassembler = Reassembler(LIMIT, Begun())
+    memory = feed_all(reassembler, b"a" * (3 * CHUNK_BYTES)).obj
+    again = feed_all(reassembler, b"b" * (2 * CHUNK_BYTES))
+    assert again.obj is memory
+    assert bytes(again) == b"b" * (2 * CHUNK_BYTES)
+
+
+def test_the_memory_that_is_kept_is_bounded_and_none_is_taken_for_what_is_only_declared() -> None:
+    payload = bytes(KEPT // 2)
+    reassembler = Reassembler(8 * KEPT, Begun())
+    tracemalloc.start()
+    try:
+        kept = [feed_all(reassembler, payload) for _ in range(5)]
+        assert tracemalloc.get_traced_memory()[0] > 5 * len(payload)
+        kept.clear()
+        assert tracemalloc.get_traced_memory()[0] < KEPT * 1.3
+        before = tracemalloc.get_traced_memory()[0]
+        another = Reassembler(8 * KEPT, Begun())
+        assert another.feed(head(0, KEPT) + bytes(CHUNK_BYTES)) == []
+        assert tracemalloc.get_traced_memory()[0] < before + 4 * CHUNK_BYTES
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_grant_is_read_back_and_a_malformed_one_refused() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 from functools import partial
 
@@ -19,20 +20,43 @@ from runtime.errors import (
     TooLarge,
 )
 from runtime.wire import DialState, Network, Tensor
-from runtime.wire.connection import POLICY, ConnectionEnded
+from runtime.wire.connection import NORMAL, POLICY, Connection, ConnectionEnded
 from runtime.wire.frame import Grant, batch_frame, grant_frame
 from runtime.wire.handshake import Identity
 from runtime.wire.limits import KIB, MIB
 from runtime.wire.opening import READY, introduce
-from runtime.wire.websocket import SUBPROTOCOL, WebSocketConnection
-from tests.wire.loopback import FAST, Node, Observer, eventually, log_lines, nodes, pair
+from runtime.wire.tensor import Buffer
+from runtime.wire.websocket import SUBPROTOCOL
+from tests.wire.loopback import DEADLINE, FAST, Node, Observer, eventually, log_lines, nodes, pair
 from tests.wire.messages import Double, Doubler, Hold, Number, Store
+
+
+class Bare(Connection):
+    """A socket of the library's, to carry out a handshake over."""
+
+    def __init__(self, socket: ClientConnection) -> None:
+        self.socket = socket
+
+    async def send(self, frame: Buffer) -> None:
+        await self.socket.send(frame)
+
+    async def recv(self) -> bytes:
+        try:
+            return await self.socket.recv(decode=False)
+        except ConnectionClosed as closed:
+            raise ConnectionEnded from closed
+
+    async def close(self, code: int = NORMAL, reason: str = "") -> None:
+        await self.socket.close(code, reason)
+
+    async def wait_closed(self) -> None:
+        await self.socket.wait_closed()
 
 
 async def impostor(node: Node, lane: Lane, session: bytes, name: str = "z") -> ClientConnection:
     """Dial a node as a peer that knows the key, and may then do as it likes."""
     socket = await connect(f"ws://{node.address}/", subprotocols=[SUBPROTOCOL], compression=None, proxy=None)
-    await introduce(WebSocketConnection(socket), Identity(name, 1, session[:8], ""), b"", lane, session)
+    await introduce(Bare(socket), Identity(name, 1, session[:8], ""), b"", lane, session)
     return socket
 
 
@@ -205,7 +229,7 @@ async def test_a_node_that_was_restarted_replaces_its_earlier_life_whose_link_ha
             identity = Identity("z", boot, instance, "127.0.0.1:9")
             for lane in Lane:
                 socket = await connect(f"ws://{a.address}/", subprotocols=[SUBPROTOCOL], compression=None, proxy=None)
-                await introduce(WebSocketConnection(socket), identity, b"", lane, session)
+                await introduce(Bare(socket), identity, b"", lane, session)
                 sockets.append(socket)
             await eventually(partial(_is_linked_to, a, instance))
         assert a.downs == [("z", "the node was restarted")]
@@ -223,7 +247,26 @@ async def test_a_peer_of_another_version_is_told_and_cut_off() -> None:
         assert any("speaks protocol versions 8 to 9, this node speaks version 2" in line for line in lines)
 
 
-@pytest.mark.parametrize("junk", [b"", b"junk", secrets.token_bytes(5000), "text"])
+async def test_a_frame_that_was_cut_in_pieces_on_its_way_is_put_together() -> None:
+    async with nodes("a") as (a,), connect(f"ws://{a.address}/", subprotocols=[SUBPROTOCOL], proxy=None) as socket:
+        hello = msgspec.msgpack.encode(["mlx-actor-runtime", 9, 8, "whatever"])
+        await socket.send([hello[:1], b"", hello[1:9], hello[9:]])
+        assert msgspec.msgpack.decode(bytes(await socket.recv())) == [0, "version", 2, 2]  # type: ignore[arg-type]  # a binary frame
+
+
+async def test_a_frame_in_endless_pieces_is_cut_off() -> None:
+    async with log_lines("WARNING") as lines, nodes("a") as (a,):
+        async with connect(f"ws://{a.address}/", subprotocols=[SUBPROTOCOL], proxy=None) as socket:
+            with contextlib.suppress(ConnectionClosed):
+                await socket.send([b""] * 50_000)
+            with pytest.raises(ConnectionClosed):
+                await socket.recv()
+        assert any("more than 256 fragments" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    "junk", [b"", b"junk", secrets.token_bytes(5000), "text"], ids=["empty", "short", "long", "text"]
+)
 async def test_junk_instead_of_a_handshake_is_cut_off_and_harms_nobody(junk: bytes | str) -> None:
     async with log_lines("WARNING") as lines, pair() as (a, b):
         async with connect(f"ws://{b.address}/", subprotocols=[SUBPROTOCOL], proxy=None) as socket:
@@ -240,7 +283,7 @@ async def test_bytes_that_are_no_websocket_harm_nobody() -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", int(a.address.rpartition(":")[2]))
         writer.write(b"\x16\x03\x01 not http at all\r\n\r\n")
         await writer.drain()
-        await asyncio.wait_for(reader.read(), 5)
+        await asyncio.wait_for(reader.read(), DEADLINE)
         writer.close()
         await writer.wait_closed()
         b = Node("b")
@@ -256,7 +299,7 @@ async def test_a_silent_stranger_is_hung_up_on() -> None:
         connect(f"ws://{a.address}/", subprotocols=[SUBPROTOCOL], proxy=None) as socket,
     ):
         with pytest.raises(ConnectionClosed):
-            await asyncio.wait_for(socket.recv(), 5)
+            await asyncio.wait_for(socket.recv(), DEADLINE)
 
 
 async def test_a_host_with_too_many_strangers_gets_no_further_connection() -> None:
@@ -321,7 +364,7 @@ async def test_closing_one_lane_closes_the_session() -> None:
         await eventually(lambda: a.linked() == ["z"])
         await bulk.close()
         await eventually(lambda: a.downs)
-        await asyncio.wait_for(control.wait_closed(), 5)
+        await asyncio.wait_for(control.wait_closed(), DEADLINE)
 
 
 async def test_a_full_queue_refuses_messages_and_a_too_large_one_never_fits() -> None:

@@ -13,7 +13,9 @@ def test_an_address_is_read_and_written(text: str, host: str, port: int) -> None
     assert format_address(host, port) == text
 
 
-@pytest.mark.parametrize("text", ["", "host", "host:", "host:seven", "host:65536", "::1:80", "host:-1", "host:²"])
+@pytest.mark.parametrize(
+    "text", ["", "host", "host:", "host:seven", "host:65536", "::1:80", "host:-1", "host:²", "a..b:1"]
+)
 def test_what_is_no_address_is_refused_by_name(text: str) -> None:
     with pytest.raises(ConfigError, match="is not an address"):
         parse_address(text)

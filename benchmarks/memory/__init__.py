@@ -1,0 +1,1 @@
+"""Measures how far the memory estimate is from what a process takes."""
