@@ -274,7 +274,6 @@ class Node:
         limits = DriverLimits(
             sequences=max(models.batch, models.sequences),
             waiting=WAITING_PER_SEQUENCE * models.sequences,
-            prefill_chunk=models.prefill_chunk,
             keep_alive=models.keep_alive,
         )
         return Driver(model, self._placer, limits, self._board, self._publish, self._withdraw)

@@ -175,7 +175,7 @@ class ModelsSection(Section):
     """Generations for each model for which a KV cache of the whole context is reserved."""
     batch: int = Field(default=16, ge=1)
     """Generations at once for each model, while they are short enough to share that reservation."""
-    prefill_chunk: int = Field(default=2048, ge=1)
+    prefill_chunk: int = Field(default=512, ge=1)
     """Prompt tokens in one forward pass; mlx-lm's default."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     dequantize: Literal["auto"] | bool = "auto"

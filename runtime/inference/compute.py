@@ -4,8 +4,11 @@ MLX must not run on the event loop: a forward pass would stop the heartbeats. It
 either: its default stream and random state belong to a thread. ``mx.eval`` releases the GIL, so the event loop goes
 on while this thread waits for a result.
 
-A job has two halves. ``dispatch`` builds the graph and starts it; the ``collect`` it returns waits for the numbers.
-While one job is being computed the next is dispatched already, so the device never waits for Python.
+A job has three parts. ``dispatch`` builds the graph; of what it returns, ``launch`` starts it and ``collect`` waits for
+the numbers. While one job is being computed the graph of the next is built already. It is launched when the one
+before is collected, because MLX bounds what may be queued on a CPU: launching takes until most of it is computed, and
+whoever waits for the job before would hear of it that much later. A GPU would stand idle meanwhile, so jobs for one
+launch within ``dispatch``.
 """
 
 from __future__ import annotations
@@ -14,12 +17,24 @@ import asyncio
 import queue
 import threading
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
-Collect = Callable[[], T]
-Dispatch = Callable[[], Collect[T]]
+
+def _nothing() -> None:
+    """Launch what needs no launching."""
+
+
+class Computation(NamedTuple, Generic[T_co]):
+    """A graph that is built."""
+
+    collect: Callable[[], T_co]
+    launch: Callable[[], None] = _nothing
+
+
+Dispatch = Callable[[], Computation[T]]
 
 
 class _Job:
@@ -70,8 +85,8 @@ class ComputeThread:
             else:
                 future.set_result(value)  # type: ignore[arg-type]  # without an error there is a value, maybe None
 
-        # Its work is all in the second half: were it in the first, the job before would not be finished yet.
-        self.submit(lambda: work, done)
+        # Its work is all in the last part: were it in the first, the job before would not be finished yet.
+        self.submit(lambda: Computation(work), done)
         return await future
 
     def close(self, timeout: float) -> bool:
@@ -88,24 +103,24 @@ class ComputeThread:
         threading.Event().wait()
 
     def _run_jobs(self) -> None:
-        started: tuple[_Job, Collect[Any]] | None = None
+        launched: tuple[_Job, Computation[Any]] | None = None
         while True:
             try:
-                job = self._jobs.get(block=started is None)
+                job = self._jobs.get(block=launched is None)
             except queue.Empty:
                 job = None
             else:
                 if job is None or self._closed:
-                    if started is not None:
-                        _collect(*started)
+                    if launched is not None:
+                        _collect(*launched)
                     return
             following = _dispatch(job) if job is not None else None
-            if started is not None:
-                _collect(*started)
-            started = following
+            if launched is not None:
+                _collect(*launched)
+            launched = _launch(*following) if following is not None else None
 
 
-def _dispatch(job: _Job) -> tuple[_Job, Collect[Any]] | None:
+def _dispatch(job: _Job) -> tuple[_Job, Computation[Any]] | None:
     try:
         return job, job.dispatch()
     except BaseException as error:  # noqa: BLE001 - it is handed to whoever submitted the job
@@ -113,9 +128,18 @@ def _dispatch(job: _Job) -> tuple[_Job, Collect[Any]] | None:
         return None
 
 
-def _collect(job: _Job, collect: Collect[Any]) -> None:
+def _launch(job: _Job, computation: Computation[Any]) -> tuple[_Job, Computation[Any]] | None:
     try:
-        value = collect()
+        computation.launch()
+    except BaseException as error:  # noqa: BLE001 - it is handed to whoever submitted the job
+        job.finish(None, error)
+        return None
+    return job, computation
+
+
+def _collect(job: _Job, computation: Computation[Any]) -> None:
+    try:
+        value = computation.collect()
     except BaseException as error:  # noqa: BLE001 - it is handed to whoever submitted the job
         job.finish(None, error)
     else:

@@ -63,8 +63,6 @@ class DriverLimits(msgspec.Struct, frozen=True):
     """Generations at once, as far as the KV cache has room for them."""
     waiting: int
     """Generations that may wait beyond those."""
-    prefill_chunk: int
-    """Prompt tokens a step, at most."""
     keep_alive: float
     """Seconds without a request after which the model is unloaded; negative is never."""
 
@@ -166,8 +164,8 @@ class Driver(Actor):
                 stages=len(self._stages),
                 sequences=self._limits.sequences,
                 waiting=self._limits.waiting,
-                chunk=self._limits.prefill_chunk,
-                context=placed.context,
+                chunk=placed.workload.prefill_chunk,
+                context=placed.workload.context,
                 positions=placed.positions,
                 batches=placed.alone is None,
             )
@@ -175,7 +173,7 @@ class Driver(Actor):
         if placed.alone is not None:
             logger.warning("{} takes one sequence at a time: {}", self._model, placed.alone)
         where = ", ".join(f"{stage.node}: {stage.span}" for stage in placed.plan.stages)
-        logger.info("serving {} with a context of {} tokens ({})", self._model, placed.context, where)
+        logger.info("serving {} with a context of {} tokens ({})", self._model, placed.workload.context, where)
         self._announce()
         waiting, self._waiting = self._waiting, []
         for reply in waiting:
@@ -260,7 +258,7 @@ class Driver(Actor):
             return
         for sequence in scheduler.admit():
             self.context.start_task(self._open(sequence, self._submits[sequence]), f"open {sequence}")
-        for step in scheduler.issue(self.context.now()):
+        for step in scheduler.issue():
             try:
                 self.context.tell(self._stages[0], step)
             except RuntimeFault as fault:
@@ -400,7 +398,7 @@ class Driver(Actor):
         assert self._placed is not None  # noqa: S101 - only called once placed
         self._expected.append(time.time() + SUBMIT_SECONDS)
         self._touched.set()
-        return Ready(self.context.self_ref, self._placed.digest, self._placed.context)
+        return Ready(self.context.self_ref, self._placed.digest, self._placed.workload.context)
 
     def _announce(self) -> None:
         placed = self._placed
@@ -412,7 +410,7 @@ class Driver(Actor):
                 digest=placed.digest,
                 driver=self.context.self_ref,
                 stages=tuple(ServedStage(stage.node, stage.span, stage.bytes) for stage in placed.plan.stages),
-                context=placed.context,
+                context=placed.workload.context,
                 expires=None if self._keep_alive < 0 else self._used + self._keep_alive,
                 active=len(self._sessions),
                 state=ServedState.UNLOADING if self._unloading else ServedState.READY,

@@ -17,14 +17,14 @@ from runtime.inference.protocol import OpenStage, StageOpened
 from runtime.inference.reserving import RESERVE_SECONDS, reserve
 from runtime.inference.scheduler import whole_steps
 from runtime.inference.stage import LOAD_SECONDS, STAGES
-from runtime.spi import Checkpoint, LoadOptions, NodeView, Plan, Progress
+from runtime.spi import Checkpoint, LoadOptions, NodeView, Plan, Progress, Workload
 
 
 class Placed(msgspec.Struct, frozen=True):
     """A model that is loaded."""
 
     digest: str
-    context: int
+    workload: Workload
     options: LoadOptions
     plan: Plan
     stages: tuple[ActorRef, ...]
@@ -91,7 +91,7 @@ class Placer:
         workload = planned.workload
         return Placed(
             digest=checkpoint.digest,
-            context=workload.context,
+            workload=workload,
             options=options,
             plan=plan,
             stages=tuple(stage.stage for stage in opened),

@@ -100,6 +100,10 @@ class _Sequence(msgspec.Struct):
 class _Batch(msgspec.Struct):
     rows: list[int]
     in_flight: int = 0
+    came: float | None = None
+    """When a step of it came out last."""
+    taken_in: int = 0
+    """Prompt tokens that had been taken in by then."""
 
 
 class _Flight(msgspec.Struct):
@@ -107,8 +111,7 @@ class _Flight(msgspec.Struct):
 
     batch: int | None
     rows: tuple[int, ...]
-    tokens: int
-    issued: float
+    prompt_tokens: int
 
 
 class Scheduler:
@@ -134,6 +137,8 @@ class Scheduler:
         """Decode steps since the last turn of prompts."""
         self._turn = 0
         """Prompt tokens that may still be issued in the turn that began."""
+        self._taken_in = 0
+        """Prompt tokens so far."""
         self._pace = Pace()
 
     @property
@@ -201,10 +206,10 @@ class Scheduler:
             state.is_open = True
             self._begin(sequence, state)
 
-    def issue(self, now: float) -> list[Step]:
+    def issue(self) -> list[Step]:
         """Return the steps that can start now, in the order in which they must; they are in flight from then on."""
         steps = []
-        while (step := self._next(now)) is not None:
+        while (step := self._next()) is not None:
             steps.append(step)
         return steps
 
@@ -213,13 +218,18 @@ class Scheduler:
         flight = self._flights.pop(number, None)
         if flight is None:
             return ()
-        self._pace.took(flight.issued, now, flight.tokens if flight.batch is None else None)
         for sequence in flight.rows:
             state = self._sequences.get(sequence)
             if state is not None:
                 state.in_flight -= 1
-        if flight.batch is not None:
-            self._batches[flight.batch].in_flight -= 1
+        if flight.batch is None:
+            self._taken_in += flight.prompt_tokens
+        else:
+            batch = self._batches[flight.batch]
+            batch.in_flight -= 1
+            if batch.came is not None:
+                self._pace.gap(now - batch.came, self._taken_in - batch.taken_in)
+            batch.came, batch.taken_in = now, self._taken_in
             self._forget_if_empty(flight.batch)
         return flight.rows
 
@@ -246,13 +256,13 @@ class Scheduler:
 
     # -- what runs next ---------------------------------------------------------------------------------------------
 
-    def _next(self, now: float) -> Step | None:
+    def _next(self) -> Step | None:
         if self._prompts and not self._turn and self._may_turn():
             self._turn, self._round = self._chunk(), 0
         if self._turn and self._prompts:
-            return self._prompt_step(now)
+            return self._prompt_step()
         self._turn = 0
-        step = self._decode_step(now)
+        step = self._decode_step()
         if step is not None:
             self._round += 1
         return step
@@ -264,7 +274,7 @@ class Scheduler:
             return False
         return self._round >= min(stages, len(self._batches))
 
-    def _prompt_step(self, now: float) -> Step:
+    def _prompt_step(self) -> Step:
         """Return the next chunk of the prompt that comes next."""
         sequence = self._prompts.popleft()
         state = self._running[sequence]
@@ -275,14 +285,15 @@ class Scheduler:
         row = Row(sequence, start, state.known_tokens(start, stop))
         state.fed = stop
         self._begin(sequence, state)
-        return self._launch(None, (row,), stop - start, now)
+        return self._launch(None, (row,), stop - start)
 
     def _chunk(self) -> int:
         if not self._batches:
             return self._capacity.chunk
-        return self._pace.chunk(self._capacity.chunk, min(self._capacity.stages, len(self._batches)))
+        running = sum(len(batch.rows) for batch in self._batches.values())
+        return self._pace.chunk(self._capacity.chunk, len(self._prompts), running)
 
-    def _decode_step(self, now: float) -> Step | None:
+    def _decode_step(self) -> Step | None:
         """Return the next step of the micro-batch that waited longest, if it may start."""
         stages = self._capacity.stages
         flying = sum(batch.in_flight for batch in self._batches.values())
@@ -311,18 +322,18 @@ class Scheduler:
                 state.fed += 1
             batch.in_flight += 1
             self._batches[name] = self._batches.pop(name)
-            return self._launch(name, step_rows, len(rows), now)
+            return self._launch(name, step_rows)
         return None
 
     @staticmethod
     def _token(state: _Sequence) -> tuple[int, ...] | None:
         return state.known_tokens(state.fed, state.fed + 1) if state.fed < state.known else None
 
-    def _launch(self, batch: int | None, rows: tuple[Row, ...], tokens: int, now: float) -> Step:
+    def _launch(self, batch: int | None, rows: tuple[Row, ...], prompt_tokens: int = 0) -> Step:
         number = next(self._numbers)
         for row in rows:
             self._sequences[row.sequence].in_flight += 1
-        self._flights[number] = _Flight(batch, tuple(row.sequence for row in rows), tokens, now)
+        self._flights[number] = _Flight(batch, tuple(row.sequence for row in rows), prompt_tokens)
         dropped, self._dropped = tuple(self._dropped), []
         return Step(number, batch, rows, dropped)
 

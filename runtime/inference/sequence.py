@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 import mlx.core as mx
 
 from runtime.errors import ProtocolError
 from runtime.inference.arrays import to_arrays, to_tensors
-from runtime.inference.compute import Collect
+from runtime.inference.compute import Computation
 from runtime.inference.ghosts import State
 from runtime.inference.microbatch import MicroBatch, StageSequence
 from runtime.inference.protocol import Chosen, Hidden, Prefilled, Sampled, Step
@@ -19,6 +20,7 @@ STEPS_BETWEEN_CLEARS = 256
 """MLX keeps freed buffers for reuse; a growing cache leaves ones that nobody will want again."""
 
 Result = Hidden | Sampled | Prefilled
+T = TypeVar("T")
 
 
 class StageSequences:
@@ -30,34 +32,37 @@ class StageSequences:
         self._open = sequences
         self._batches: dict[int, MicroBatch] = {}
         self._steps = 0
+        self._on_gpu = mx.default_device() == mx.gpu
 
-    def step(self, step: Step | Hidden) -> Collect[Result]:
-        """Start a step; the returned function waits for its result and makes the message that carries it on.
+    def step(self, step: Step | Hidden) -> Computation[Result]:
+        """Build a step; its result is the message that carries it on.
 
         Raises:
             ProtocolError: the step is not the next one of a sequence.
         """
         try:
-            collect = self._start(step)
+            built = self._build(step)
         except BaseException:
             self._abandon(step)
             raise
+        return Computation(self._or_abandon(step, built.collect), self._or_abandon(step, built.launch))
 
-        def collect_or_abandon() -> Result:
+    def _or_abandon(self, step: Step | Hidden, part: Callable[[], T]) -> Callable[[], T]:
+        def run() -> T:
             try:
-                return collect()
+                return part()
             except BaseException:
                 self._abandon(step)
                 raise
 
-        return collect_or_abandon
+        return run
 
     def drop_closed(self) -> None:
         """Give up the caches of sequences that are closed."""
         rows = [row.opened.sequence for batch in self._batches.values() for row in batch.rows]
         self._drop(sequence for sequence in rows if sequence not in self._open)
 
-    def _start(self, step: Step | Hidden) -> Collect[Result]:
+    def _build(self, step: Step | Hidden) -> Computation[Result]:
         self._drop(step.dropped)
         places = _places(step)
         # Some may have been closed since the step was issued.
@@ -116,7 +121,7 @@ class StageSequences:
             ]
         )
 
-    def _prompt(self, step: Step | Hidden, row: StageSequence, inputs: mx.array | State) -> Collect[Result]:
+    def _prompt(self, step: Step | Hidden, row: StageSequence, inputs: mx.array | State) -> Computation[Result]:
         if row.cache is None:
             row.cache = self._shard.new_cache()
         cache = row.cache
@@ -127,15 +132,14 @@ class StageSequences:
             return self._pass_on(step, [row], output, self._shard.ghost_state(cache))
         # The cache alone: the head over a whole prompt is costly, and nobody wants its output.
         state = self._shard.state(cache)
-        mx.async_eval(state)
 
         def collect() -> Prefilled:
             mx.eval(state)
             return Prefilled(step.number)
 
-        return collect
+        return self._launching(collect, state)
 
-    def _decode(self, step: Step | Hidden, rows: list[StageSequence], inputs: mx.array | State) -> Collect[Result]:
+    def _decode(self, step: Step | Hidden, rows: list[StageSequence], inputs: mx.array | State) -> Computation[Result]:
         assert step.batch is not None  # noqa: S101 - step() chose by it
         batch = self._batches.setdefault(step.batch, MicroBatch(self._shard))
         changes = batch.rows != rows
@@ -158,8 +162,7 @@ class StageSequences:
 
     def _pass_on(
         self, step: Step | Hidden, rows: list[StageSequence], output: State, moved: list[mx.array]
-    ) -> Collect[Hidden]:
-        mx.async_eval(output, moved)
+    ) -> Computation[Hidden]:
         length = output["hidden"].shape[1]
         places = tuple((row.opened.sequence, row.position - length) for row in rows)
 
@@ -167,11 +170,11 @@ class StageSequences:
             mx.eval(output)
             return Hidden(step.number, step.batch, places, step.dropped, to_tensors(output))
 
-        return collect
+        return self._launching(collect, output, moved)
 
     def _sample(
         self, step: Step | Hidden, rows: list[StageSequence], logits: mx.array, moved: list[mx.array]
-    ) -> Collect[Sampled]:
+    ) -> Computation[Sampled]:
         for row in rows:
             if row.sampler is None:
                 row.sampler = TokenSampler(row.opened, int(logits.shape[-1]))
@@ -180,7 +183,6 @@ class StageSequences:
         tokens, scores = sample_rows(samplers, logits, [row.position for row in rows])
         for index, row in enumerate(rows):
             row.last = (tokens, index)
-        mx.async_eval(tokens, scores, moved)
 
         def collect() -> Sampled:
             mx.eval(tokens, scores)
@@ -192,9 +194,16 @@ class StageSequences:
                 ),
             )
 
-        return collect
+        return self._launching(collect, tokens, scores, moved)
 
-    def _empty(self, step: Step | Hidden) -> Collect[Result]:
+    def _launching(self, collect: Callable[[], T], *arrays: Any) -> Computation[T]:
+        """Launch at once for a GPU, else when the step before is collected: see :mod:`runtime.inference.compute`."""
+        if self._on_gpu:
+            mx.async_eval(*arrays)
+            return Computation(collect)
+        return Computation(collect, lambda: mx.async_eval(*arrays))
+
+    def _empty(self, step: Step | Hidden) -> Computation[Result]:
         """Pass a step on whose sequences are all closed: the driver counts on an answer."""
 
         def collect() -> Result:
@@ -202,7 +211,7 @@ class StageSequences:
                 return Hidden(step.number, step.batch, (), step.dropped, {})
             return Prefilled(step.number) if step.batch is None else Sampled(step.number, ())
 
-        return collect
+        return Computation(collect)
 
 
 def _places(step: Step | Hidden) -> list[tuple[int, int]]:

@@ -15,7 +15,7 @@ from runtime.errors import ActorStopped, ModelError, ModelNotFound, RuntimeFault
 from runtime.inference.accelerator import prepare
 from runtime.inference.borrowing import Borrower, PeerReader, open_same
 from runtime.inference.catalogue import Catalogue
-from runtime.inference.compute import ComputeThread
+from runtime.inference.compute import Computation, ComputeThread
 from runtime.inference.failure import as_fault
 from runtime.inference.progress import ProgressBoard
 from runtime.inference.protocol import (
@@ -301,7 +301,7 @@ class Stage(Actor):
             # The ledger takes a freed cache for promised memory, which it is only once the system has it back.
             trim()
 
-        self._compute.submit(lambda: drop, lambda _, error: None)
+        self._compute.submit(lambda: Computation(drop), lambda _, error: None)
 
     def _start(self, step: Step | Hidden) -> None:
         work = self._work

@@ -72,7 +72,7 @@ class LocalPipeline:
             for stage in self.stages:
                 stage.open[sequence] = StageSequence(self._opened[sequence])
             self.scheduler.opened(sequence)
-        self.stages[0].queue += self.scheduler.issue(self._now)
+        self.stages[0].queue += self.scheduler.issue()
 
     @property
     def busy(self) -> list[int]:
@@ -89,7 +89,9 @@ class LocalPipeline:
         self.widest = max(self.widest, len(step.rows))
         if place == 0 and step.batch is None and isinstance(step, Step):
             self.taken_in += sum(len(row.tokens or ()) for row in step.rows)
-        result = stage.work.step(step)()
+        computation = stage.work.step(step)
+        computation.launch()
+        result = computation.collect()
         if isinstance(result, Hidden):
             self.stages[place + 1].queue.append(result)
         else:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from runtime.inference.pace import LEAST_CHUNK, SHARE, Pace
+from runtime.inference.pace import FIRST_CHUNK, LEAST_CHUNK, SHARE, Pace
 from runtime.inference.protocol import Step
 from runtime.inference.scheduler import CACHE_STEP, Capacity, Scheduler
 
@@ -60,7 +60,7 @@ class Pipeline:
             assert sequence not in self.started
             self.started.append(sequence)
             self.scheduler.opened(sequence)
-        for step in self.scheduler.issue(self.now):
+        for step in self.scheduler.issue():
             self.check(step)
             self.places[0].append(step)
         flying = [step for place in self.places for step in place]
@@ -300,13 +300,13 @@ def test_a_token_that_comes_after_the_end_changes_nothing(stages: int) -> None:
     scheduler.add(1, (5,), 9, (EOS,))
     for sequence in scheduler.admit():
         scheduler.opened(sequence)
-    steps = scheduler.issue(0.0)
+    steps = scheduler.issue()
     scheduler.done(steps[0].number, 0.1)
     progress = scheduler.sampled(1, 1, EOS)
     assert progress is not None
     assert progress.reason == "stop"
     assert scheduler.sampled(1, 2, 3) is None
-    assert scheduler.issue(0.2) == []
+    assert scheduler.issue() == []
     assert scheduler.done(999, 0.3) == ()
 
 
@@ -318,18 +318,27 @@ def test_one_token_asked_is_one_step_even_with_lookahead() -> None:
     assert pipeline.turns == ["decode"]
 
 
-def test_a_chunk_takes_about_as_long_as_the_decoding_between_two_of_them() -> None:
+def test_a_turn_of_prompts_takes_its_share_of_the_gap_whatever_tokens_come_to_cost() -> None:
     pace = Pace()
-    assert pace.chunk(2048, 1) == 2048
-    now = 0.0
-    for _ in range(20):
-        pace.took(now, now + 0.1, None)
-        pace.took(now, now + 0.1 + 0.4, 100)
-        now += 0.5
-    assert pace.chunk(2048, 1) == pytest.approx(100 * SHARE / 4, abs=LEAST_CHUNK)
-    for _ in range(20):
-        pace.took(now, now + 0.4, None)
-        now += 0.4
-    assert pace.chunk(2048, 1) == pytest.approx(100 * SHARE, abs=LEAST_CHUNK)
-    assert pace.chunk(2048, 3) == pytest.approx(300 * SHARE, abs=LEAST_CHUNK)
-    assert pace.chunk(50, 3) == 50
+    assert pace.chunk(2048, 1, 8) == FIRST_CHUNK
+    for _ in range(5):
+        pace.gap(0.1, 0)
+    assert pace.chunk(2048, 1, 8) == FIRST_CHUNK
+    for cost in (0.001, 0.004):
+        for _ in range(40):
+            tokens = pace.chunk(2048, 1, 8)
+            pace.gap(0.1 + 0.02 + cost * tokens, tokens)
+        assert 0.02 + cost * pace.chunk(2048, 1, 8) == pytest.approx(0.1 * SHARE, rel=0.1)
+    assert pace.chunk(20, 1, 8) == 20
+    assert pace.chunk(2048, 16, 8) == pytest.approx(2 * pace.chunk(2048, 1, 8), abs=1)
+    for _ in range(40):
+        pace.gap(0.1 + 1.0, LEAST_CHUNK)
+    assert pace.chunk(2048, 1, 8) == LEAST_CHUNK
+
+
+def test_one_slow_gap_does_not_lengthen_the_turns_of_prompts() -> None:
+    pace = Pace()
+    for seconds in (0.1, 0.1, 5.0, 0.1, 0.1):
+        pace.gap(seconds, 0)
+    pace.gap(0.2, 100)
+    assert pace.chunk(2048, 1, 8) == pytest.approx(100 * SHARE, abs=1)

@@ -12,7 +12,7 @@ from runtime.actors.signal import Tell
 from runtime.errors import ProtocolError
 from runtime.inference.arrays import to_tensors
 from runtime.inference.check import RandomModel
-from runtime.inference.compute import Collect
+from runtime.inference.compute import Computation
 from runtime.inference.microbatch import StageSequence
 from runtime.inference.protocol import Chosen, Hidden, OpenSequence, Prefilled, Row, Sampled, Step
 from runtime.inference.sequence import Result, StageSequences
@@ -43,19 +43,21 @@ class Alone:
         self.open = {1: StageSequence(opened)}
         self.work = StageSequences(shard, self.open)
 
-    def start(self, position: int, tokens: tuple[int, ...] | None, *, sample: bool = True) -> Collect[Result]:
-        return self.work.step(Step(9, 1 if sample else None, (Row(1, position, tokens),)))
+    def start(self, position: int, tokens: tuple[int, ...] | None, *, sample: bool = True) -> Computation[Result]:
+        computation = self.work.step(Step(9, 1 if sample else None, (Row(1, position, tokens),)))
+        computation.launch()
+        return computation
 
     def take_in(self, position: int, tokens: tuple[int, ...]) -> Result:
-        return self.start(position, tokens, sample=False)()
+        return self.start(position, tokens, sample=False).collect()
 
     def sample(self, position: int, tokens: tuple[int, ...] | None) -> Chosen:
-        result = self.start(position, tokens)()
+        result = self.start(position, tokens).collect()
         assert isinstance(result, Sampled)
         return result.tokens[0]
 
     def hear(self, position: int, hidden: mx.array) -> Result:
-        return self.work.step(Hidden(9, 1, ((1, position),), (), to_tensors({"hidden": hidden})))()
+        return self.work.step(Hidden(9, 1, ((1, position),), (), to_tensors({"hidden": hidden}))).collect()
 
 
 @pytest.fixture(scope="module")
@@ -87,9 +89,9 @@ def test_steps_may_be_dispatched_before_the_one_before_is_collected(whole: Shard
     for each in (ahead, after):
         each.take_in(0, PROMPT[:-1])
     last = len(PROMPT) - 1
-    collects = [ahead.start(last + n, None if n else PROMPT[-1:]) for n in range(10)]
-    assert [collect() for collect in collects] == [
-        after.start(last + n, None if n else PROMPT[-1:])() for n in range(10)
+    started = [ahead.start(last + n, None if n else PROMPT[-1:]) for n in range(10)]
+    assert [computation.collect() for computation in started] == [
+        after.start(last + n, None if n else PROMPT[-1:]).collect() for n in range(10)
     ]
 
 
@@ -123,7 +125,7 @@ def test_a_step_of_a_sequence_that_was_closed_is_answered_all_the_same(whole: Sh
     for shard in (whole, load(tiny, 0, 2)):
         sequence = Alone(shard)
         sequence.open.clear()
-        answer = sequence.start(0, (4,), sample=sample)()
+        answer = sequence.start(0, (4,), sample=sample).collect()
         if not shard.span.is_last:
             assert answer == Hidden(9, 1 if sample else None, (), (), {})
         else:
@@ -139,7 +141,7 @@ def test_a_long_decode_neither_grows_its_graph_nor_keeps_more_than_its_cache(tin
     def decode(first: int, count: int) -> None:
         for position in range(first, first + count):
             if shard.span.is_first:
-                sequence.start(position, (7,))()
+                sequence.start(position, (7,)).collect()
             else:
                 sequence.hear(position, mx.full((1, 1, 64), 0.1))
 
@@ -183,10 +185,12 @@ def test_what_else_layers_hand_on_travels_with_the_hidden_state(module: str) -> 
         (24, PROMPT[24:], True),
         (25, (7,), True),
     ):
-        hidden = first.start(position, tokens, sample=sample)()
+        hidden = first.start(position, tokens, sample=sample).collect()
         assert isinstance(hidden, Hidden)
         assert len(hidden.state) > 1
-        assert second.work.step(over_the_wire(hidden))() == whole.start(position, tokens, sample=sample)()
+        assert (
+            second.work.step(over_the_wire(hidden)).collect() == whole.start(position, tokens, sample=sample).collect()
+        )
 
 
 def test_a_step_without_its_hidden_state_is_refused(tiny: Path) -> None:
