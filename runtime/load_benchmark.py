@@ -7,7 +7,6 @@ are compared by the ratios of a round. All are asked over HTTP with streaming, w
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import os
 import platform
@@ -18,7 +17,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -30,7 +28,9 @@ import msgspec
 from runtime.benchmark import SERVER_SECONDS, Ratio, Starter
 from runtime.config.load import Config
 from runtime.inference.options import candidate_options
+from runtime.load_client import Target, gaps, together
 from runtime.spi import Checkpoint, LoadOptions
+from runtime.testing.processes import NodeProcess
 
 WORDS = (
     "river",
@@ -63,7 +63,7 @@ class LoadSettings(msgspec.Struct, frozen=True):
     threads: int
     """BLAS threads of the one node and of mlx-lm's server."""
     stage_threads: int
-    """BLAS threads of each of the two nodes, and of the one that they are compared with."""
+    """BLAS threads of each of the two nodes, and of the one that they are compared with; and cores, on Linux."""
 
 
 class LoadRow(msgspec.Struct, frozen=True):
@@ -94,90 +94,6 @@ class LoadReport(msgspec.Struct, frozen=True):
     """Seconds that the long prompt took."""
 
 
-class Stream(msgspec.Struct):
-    """What a client heard of one stream."""
-
-    tokens: int
-    times: list[float]
-    """When each piece came."""
-
-
-class Target(msgspec.Struct, frozen=True):
-    """Who is asked, and how many streams at once."""
-
-    url: str
-    model: str
-    threads: int
-    streams: int
-
-
-async def generate(client: httpx.AsyncClient, model: str, prompt: str, tokens: int, heard: Stream) -> None:
-    """Run one generation."""
-    body = {
-        "model": model,
-        "prompt": prompt,
-        "max_tokens": tokens,
-        "temperature": 0,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-        "ignore_eos": True,
-    }
-    async with client.stream("POST", "/v1/completions", json=body) as response:
-        response.raise_for_status()
-        async for line in response.aiter_lines():
-            if not line.startswith("data: ") or line == "data: [DONE]":
-                continue
-            event = json.loads(line[6:])
-            if event.get("usage"):
-                heard.tokens = event["usage"]["completion_tokens"]
-            if event.get("choices") and event["choices"][0].get("text"):
-                heard.times.append(time.perf_counter())
-
-
-def _client(target: Target) -> httpx.AsyncClient:
-    limits = httpx.Limits(max_connections=None)
-    return httpx.AsyncClient(base_url=target.url, timeout=SERVER_SECONDS, trust_env=False, limits=limits)
-
-
-async def together(target: Target, prompts: Sequence[str], tokens: int) -> float:
-    """Run a stream for each prompt at once; return the tokens a second of all of them."""
-    streams = [Stream(0, []) for _ in prompts]
-    async with _client(target) as client:
-        began = time.perf_counter()
-        await asyncio.gather(
-            *(
-                generate(client, target.model, prompt, tokens, stream)
-                for prompt, stream in zip(prompts, streams, strict=True)
-            )
-        )
-        seconds = time.perf_counter() - began
-    return sum(stream.tokens for stream in streams) / seconds
-
-
-async def gaps(target: Target, prompts: Sequence[str], long_prompt: str) -> tuple[list[float], list[float], float]:
-    """Return gaps between pieces of streams before and while a long prompt is taken in, and how long that took."""
-    streams = [Stream(0, []) for _ in prompts]
-    async with _client(target) as client, asyncio.TaskGroup() as running:
-        tasks = [
-            running.create_task(generate(client, target.model, prompt, CONTEXT - 100, stream))
-            for prompt, stream in zip(prompts, streams, strict=True)
-        ]
-        await asyncio.sleep(CALM_SECONDS + 1)
-        began = time.perf_counter()
-        await generate(client, target.model, long_prompt, 1, Stream(0, []))
-        finished = time.perf_counter()
-        for task in tasks:
-            task.cancel()
-    calm, busy = [], []
-    for stream in streams:
-        for before, after in pairwise(stream.times):
-            if began - CALM_SECONDS < before and after < began:
-                calm.append(after - before)
-            elif before < finished and after > began:
-                busy.append(after - before)
-    return calm, busy, finished - began
-
-
 def run_load(
     config: Config, checkpoint: Checkpoint, settings: LoadSettings, progress: Callable[[str], None]
 ) -> LoadReport:
@@ -195,8 +111,13 @@ def run_load(
         start = Starter(stack, Path(scratch), config, model)
         progress("starting nodes and mlx-lm's server")
         one = start.node("one", settings.threads, *fixed)
-        single = start.node("single", settings.stage_threads, *fixed)
-        pair = start.pair(settings.stage_threads, *fixed)
+        single = start.node("single", settings.stage_threads, *fixed, load=False)
+        # Cut so that both stages take about as long; that the last one has the output head counts much here.
+        pair = start.pair(
+            settings.stage_threads, *fixed, "roles.placement=minmax", "plugins.minmax.objective=throughput"
+        )
+        _pin((single, *pair), settings.stage_threads)
+        single.load(model)
         pair[0].load(model)
         theirs = _reference_server(stack, checkpoint, options, settings.threads)
         targets = {
@@ -230,7 +151,9 @@ def run_load(
                     gaps(
                         targets["one node, 8 streams"],
                         [_prompt(draw, 16) for _ in range(8)],
+                        CONTEXT - 100,
                         _prompt(draw, LONG_PROMPT),
+                        CALM_SECONDS,
                     )
                 )
             )
@@ -294,6 +217,18 @@ def _reference_server(stack: ExitStack, checkpoint: Checkpoint, options: LoadOpt
         except httpx.TransportError:
             time.sleep(0.1)
     raise TimeoutError("mlx-lm's server did not start")
+
+
+def _pin(nodes: Sequence[NodeProcess], cores: int) -> None:
+    """Give each of the pair cores of its own, and the single node as many; Linux only, elsewhere they share all."""
+    if sys.platform != "linux":
+        return
+    available = sorted(os.sched_getaffinity(0))
+    single, first, second = nodes
+    for node, start in ((single, 0), (first, 0), (second, cores)):
+        own = {available[(start + number) % len(available)] for number in range(cores)}
+        for thread in Path(f"/proc/{node.process.pid}/task").iterdir():
+            os.sched_setaffinity(int(thread.name), own)
 
 
 def _prompt(draw: random.Random, words: int) -> str:

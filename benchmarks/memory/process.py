@@ -79,7 +79,8 @@ def _step(
 ) -> Step | Hidden:
     if case.start == 0:
         return Step(number, batch, tuple(Row(*place, (5,) * length) for place in places))
-    return Hidden(number, batch, places, (), {"hidden": _hidden(len(places), length, width, case.options.dtype)})
+    rows = tuple((*place, length) for place in places)
+    return Hidden(number, batch, rows, (), {"hidden": _hidden(len(places), length, width, case.options.dtype)})
 
 
 async def run(order: Order) -> Measured:

@@ -105,7 +105,8 @@ class Row(Struct, frozen=True, array_like=True):
 
 
 class Step(Message, frozen=True, tag="sequence.step"):
-    """Run the model over the next token of every sequence of a micro-batch, or over a chunk of one prompt.
+    """Run the model over the next token of every sequence of a micro-batch, or over a chunk of one prompt, or over
+    several whole prompts.
 
     It goes through all stages, and the last one answers it with :class:`Sampled` or :class:`Prefilled`, whatever
     became of its sequences meanwhile; only :class:`StepFailed` takes the place of those.
@@ -113,7 +114,7 @@ class Step(Message, frozen=True, tag="sequence.step"):
 
     number: int
     batch: int | None
-    """The micro-batch, which holds exactly these rows from now on; None for a chunk of a prompt."""
+    """The micro-batch, which holds exactly these rows from now on; None for prompts."""
     rows: tuple[Row, ...]
     dropped: tuple[int, ...] = ()
     """Sequences to drop the caches of before that. Those that are not closed begin anew."""
@@ -125,8 +126,8 @@ class Hidden(Message, frozen=True, tag="sequence.hidden"):
     lane: ClassVar[Lane] = Lane.BULK
     number: int
     batch: int | None
-    rows: tuple[tuple[int, int], ...]
-    """Sequence and position of each row."""
+    rows: tuple[tuple[int, int, int], ...]
+    """Sequence, position and length of each row. Those with fewer tokens than others are padded on the left."""
     dropped: tuple[int, ...]
     state: dict[str, Tensor]
     """Arrays by name: ``hidden`` (rows, length, ...), and what else the model's layers hand on. Empty without rows."""
@@ -155,7 +156,7 @@ class Sampled(Message, frozen=True, tag="sequence.sampled"):
 
 
 class Prefilled(Message, frozen=True, tag="sequence.prefilled"):
-    """The last stage took in a chunk of a prompt."""
+    """The last stage took in a chunk of a prompt, or several prompts."""
 
     number: int
 

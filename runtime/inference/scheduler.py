@@ -5,9 +5,9 @@ There is one micro-batch for each stage, so that all stages work: while one is i
 first. With a single stage the next step of a micro-batch may start before its tokens are known, so that the device
 never waits for Python. Which sequences a micro-batch holds is said anew with every step.
 
-A prompt is taken in by chunks, alone; its last token is fed with the step that samples, as mlx-lm does it. While
-others decode, prompts have a turn after each round of theirs, of so few tokens that it takes about as long as that
-round, and take turns among themselves: so nobody waits for the whole of a long prompt.
+A prompt is taken in by chunks, and several short ones at once; its last token is fed with the step that samples, as
+mlx-lm does it. While others decode, prompts have a turn after each round of theirs, of so few tokens that it takes
+about as long as that round, and take turns among themselves: so nobody waits for the whole of a long prompt.
 
 The KV cache has room for a number of positions. A sequence starts when what it holds by then fits, beside what the
 others hold, padding included. If they outgrow it, the one that came last gives up its room and begins anew later,
@@ -28,6 +28,9 @@ from runtime.inference.protocol import Row, Step
 
 CACHE_STEP = 256
 """Positions by which mlx-lm's caches grow."""
+TOGETHER = 256
+"""Positions of prompts, padded to one length, up to which they are taken in at once. The weights are read once for all
+of them; with more, the products are as fast as they get, and the first of them would wait for the last."""
 PADDING = 4096
 """Positions of padding that are too many for a sequence to share a micro-batch with far shorter ones: reading that
 many costs more than reading the weights once more."""
@@ -275,17 +278,33 @@ class Scheduler:
         return self._round >= min(stages, len(self._batches))
 
     def _prompt_step(self) -> Step:
-        """Return the next chunk of the prompt that comes next."""
-        sequence = self._prompts.popleft()
-        state = self._running[sequence]
-        start = state.fed
-        stop = min(start + self._turn, state.known - 1)
-        left = self._turn - (stop - start)
+        """Return the next chunk of the prompt that comes next, or several short prompts at once."""
+        together = self._short_prompts()
+        rows = []
+        for _ in range(max(1, together)):
+            sequence = self._prompts.popleft()
+            state = self._running[sequence]
+            start, stop = state.fed, min(state.fed + self._turn, state.known - 1)
+            rows.append(Row(sequence, start, state.known_tokens(start, stop)))
+            state.fed = stop
+            self._begin(sequence, state)
+        tokens = sum(len(row.tokens or ()) for row in rows)
+        left = self._turn - tokens
         self._turn = left if self._batches and left >= LEAST_CHUNK else 0
-        row = Row(sequence, start, state.known_tokens(start, stop))
-        state.fed = stop
-        self._begin(sequence, state)
-        return self._launch(None, (row,), stop - start)
+        return self._launch(None, tuple(rows), tokens)
+
+    def _short_prompts(self) -> int:
+        """Return how many of the next prompts are so short that together they cost little more than one."""
+        if not self._capacity.batches:
+            return 0
+        longest = count = 0
+        for sequence in self._prompts:
+            state = self._running[sequence]
+            longest = max(longest, state.known - 1)
+            if state.fed or (count + 1) * longest > min(self._turn, TOGETHER):
+                break
+            count += 1
+        return count
 
     def _chunk(self) -> int:
         if not self._batches:

@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import mlx.core as mx
+import msgspec
 
 from runtime.errors import ProtocolError
 from runtime.inference.arrays import to_arrays, to_tensors
+from runtime.inference.caches import extracted
 from runtime.inference.compute import Computation
 from runtime.inference.ghosts import State
 from runtime.inference.microbatch import MicroBatch, StageSequence
@@ -21,6 +23,15 @@ STEPS_BETWEEN_CLEARS = 256
 
 Result = Hidden | Sampled | Prefilled
 T = TypeVar("T")
+
+
+class _Place(msgspec.Struct, frozen=True):
+    """A row of a step."""
+
+    index: int
+    sequence: int
+    position: int
+    length: int
 
 
 class StageSequences:
@@ -66,27 +77,29 @@ class StageSequences:
         self._drop(step.dropped)
         places = _places(step)
         # Some may have been closed since the step was issued.
-        kept = [index for index, (sequence, _) in enumerate(places) if sequence in self._open]
-        rows = [self._open[places[index][0]] for index in kept]
-        for index, row in zip(kept, rows, strict=True):
-            sequence, position = places[index]
-            if position != row.position:
+        kept = [place for place in places if place.sequence in self._open]
+        rows = [self._open[place.sequence] for place in kept]
+        for place, row in zip(kept, rows, strict=True):
+            if place.position != row.position:
                 raise ProtocolError(
-                    f"sequence {sequence} is at position {row.position} here, and a step for {position} came"
+                    f"sequence {place.sequence} is at position {row.position} here, "
+                    f"and a step for {place.position} came"
                 )
         if not rows:
             return self._empty(step)
         inputs = self._inputs(step, kept, rows)
-        return self._prompt(step, rows[0], inputs) if step.batch is None else self._decode(step, rows, inputs)
+        if step.batch is not None:
+            return self._decode(step, rows, inputs)
+        return self._prompts(step, rows, [place.length for place in kept], inputs)
 
     def _abandon(self, step: Step | Hidden) -> None:
         """Give up the caches of a step that failed, whatever state they are in."""
         batch = None if step.batch is None else self._batches.pop(step.batch, None)
         if batch is not None:
             batch.drop({row.opened.sequence for row in batch.rows})
-        for sequence, _ in _places(step):
-            if sequence in self._open:
-                self._open[sequence].cache = None
+        for place in _places(step):
+            if place.sequence in self._open:
+                self._open[place.sequence].cache = None
 
     def _drop(self, sequences: Iterable[int]) -> None:
         gone = set(sequences)
@@ -102,34 +115,47 @@ class StageSequences:
     def _forget_empty(self) -> None:
         self._batches = {name: batch for name, batch in self._batches.items() if batch.rows}
 
-    def _inputs(self, step: Step | Hidden, kept: list[int], rows: list[StageSequence]) -> mx.array | State:
+    def _inputs(self, step: Step | Hidden, kept: list[_Place], rows: list[StageSequence]) -> mx.array | State:
         if isinstance(step, Hidden):
             if "hidden" not in step.state:
                 raise ProtocolError(f"step {step.number} came without its hidden state")
             state = to_arrays(step.state)
             if len(kept) < len(step.rows):
-                state = {name: array[mx.array(kept)] for name, array in state.items()}
+                indices = mx.array([place.index for place in kept])
+                state = {name: array[indices] for name, array in state.items()}
             return state
-        if all(step.rows[index].tokens is None for index in kept):
+        tokens = [step.rows[place.index].tokens for place in kept]
+        if all(each is None for each in tokens):
             return _last_tokens(rows)[:, None]
+        length = max(place.length for place in kept)
         return mx.concatenate(
             [
                 _last_tokens([row])[:, None]
-                if (tokens := step.rows[index].tokens) is None
-                else mx.array([tokens], dtype=mx.int32)
-                for index, row in zip(kept, rows, strict=True)
+                if each is None
+                else mx.array([(0,) * (length - len(each)) + each], dtype=mx.int32)
+                for each, row in zip(tokens, rows, strict=True)
             ]
         )
 
-    def _prompt(self, step: Step | Hidden, row: StageSequence, inputs: mx.array | State) -> Computation[Result]:
-        if row.cache is None:
-            row.cache = self._shard.new_cache()
-        cache = row.cache
+    def _prompts(
+        self, step: Step | Hidden, rows: list[StageSequence], lengths: list[int], inputs: mx.array | State
+    ) -> Computation[Result]:
+        """Build a step over a chunk of one prompt, or over several prompts from their beginnings."""
+        width = int((inputs["hidden"] if isinstance(inputs, dict) else inputs).shape[1])
+        alone = lengths == [width]
+        if alone:
+            cache = rows[0].cache or self._shard.new_cache()
+        elif any(row.position for row in rows):
+            raise ProtocolError(f"step {step.number} takes in several prompts, and not all from the beginning")
+        else:
+            cache = self._shard.new_cache([width - length for length in lengths])
         output = self._shard.forward(inputs, cache)
-        row.position += int((inputs["hidden"] if isinstance(inputs, dict) else inputs).shape[1])
+        for index, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+            row.cache = cache if alone else extracted(cache, index)
+            row.position += length
         mx.clear_cache()
         if isinstance(output, dict):
-            return self._pass_on(step, [row], output, self._shard.ghost_state(cache))
+            return self._pass_on(step, rows, lengths, output, self._shard.ghost_state(cache))
         # The cache alone: the head over a whole prompt is costly, and nobody wants its output.
         state = self._shard.state(cache)
 
@@ -157,14 +183,20 @@ class StageSequences:
             # Each row's offset: layers without positions do not read it, and nothing else would evaluate it.
             moved += self._shard.state(batch.cache)
         if isinstance(output, dict):
-            return self._pass_on(step, rows, output, moved)
+            return self._pass_on(step, rows, [1] * len(rows), output, moved)
         return self._sample(step, rows, output[:, -1, :], moved)
 
     def _pass_on(
-        self, step: Step | Hidden, rows: list[StageSequence], output: State, moved: list[mx.array]
+        self,
+        step: Step | Hidden,
+        rows: list[StageSequence],
+        lengths: list[int],
+        output: State,
+        moved: list[mx.array],
     ) -> Computation[Hidden]:
-        length = output["hidden"].shape[1]
-        places = tuple((row.opened.sequence, row.position - length) for row in rows)
+        places = tuple(
+            (row.opened.sequence, row.position - length, length) for row, length in zip(rows, lengths, strict=True)
+        )
 
         def collect() -> Hidden:
             mx.eval(output)
@@ -214,9 +246,14 @@ class StageSequences:
         return Computation(collect)
 
 
-def _places(step: Step | Hidden) -> list[tuple[int, int]]:
-    """Return the sequence and the position of each row."""
-    return [(row.sequence, row.position) for row in step.rows] if isinstance(step, Step) else list(step.rows)
+def _places(step: Step | Hidden) -> list[_Place]:
+    """Return where each row of a step is."""
+    if isinstance(step, Hidden):
+        return [_Place(index, *row) for index, row in enumerate(step.rows)]
+    return [
+        _Place(index, row.sequence, row.position, 1 if row.tokens is None else len(row.tokens))
+        for index, row in enumerate(step.rows)
+    ]
 
 
 def _last_tokens(rows: list[StageSequence]) -> mx.array:

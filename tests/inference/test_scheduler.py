@@ -90,8 +90,8 @@ class Pipeline:
             known = [*run.prompt, *run.tokens]
             if step.batch is None:
                 assert row.tokens
-                assert len(step.rows) == 1
-                assert len(row.tokens) <= self.capacity.chunk
+                assert sum(len(each.tokens or ()) for each in step.rows) <= self.capacity.chunk
+                assert len(step.rows) == 1 or (self.capacity.batches and held == 0)
                 assert list(row.tokens) == known[held : held + len(row.tokens)]
                 assert held + len(row.tokens) < len(known), "the last token is fed with the step that samples"
             elif row.tokens is None:

@@ -57,7 +57,7 @@ class Alone:
         return result.tokens[0]
 
     def hear(self, position: int, hidden: mx.array) -> Result:
-        return self.work.step(Hidden(9, 1, ((1, position),), (), to_tensors({"hidden": hidden}))).collect()
+        return self.work.step(Hidden(9, 1, ((1, position, 1),), (), to_tensors({"hidden": hidden}))).collect()
 
 
 @pytest.fixture(scope="module")
@@ -196,4 +196,4 @@ def test_what_else_layers_hand_on_travels_with_the_hidden_state(module: str) -> 
 def test_a_step_without_its_hidden_state_is_refused(tiny: Path) -> None:
     sequence = Alone(load(tiny, 2, 4))
     with pytest.raises(ProtocolError, match="without its hidden state"):
-        sequence.work.step(Hidden(9, 1, ((1, 0),), (), to_tensors({"other": mx.zeros((1, 1, 64))})))
+        sequence.work.step(Hidden(9, 1, ((1, 0, 1),), (), to_tensors({"other": mx.zeros((1, 1, 64))})))
