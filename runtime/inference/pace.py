@@ -43,8 +43,8 @@ class Pace:
 
         Where more sequences wait for their prompt than run, the few wait for the many.
         """
+        weight = max(1.0, waiting / max(1, running))
         if not self._calm or not self._token:
-            return min(most, FIRST_CHUNK)
-        share = SHARE * max(1.0, waiting / max(1, running))
-        tokens = int(share * median(self._calm) / self._token)
+            return min(most, int(FIRST_CHUNK * weight))
+        tokens = int(SHARE * weight * median(self._calm) / self._token)
         return min(most, max(LEAST_CHUNK, tokens))
