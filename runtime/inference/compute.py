@@ -63,6 +63,8 @@ class ComputeThread:
 
     def __init__(self) -> None:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self.computing = False
+        """Whether the job before is still being computed; for the ``dispatch`` of one."""
         self._closed = False
         self._idle = threading.Event()
         """Set once no more jobs are run."""
@@ -118,6 +120,7 @@ class ComputeThread:
             if launched is not None:
                 _collect(*launched)
             launched = _launch(*following) if following is not None else None
+            self.computing = launched is not None
 
 
 def _dispatch(job: _Job) -> tuple[_Job, Computation[Any]] | None:

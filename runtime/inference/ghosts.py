@@ -6,6 +6,7 @@ layer what it is still gets the answer.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -27,6 +28,8 @@ class Passage:
     def __init__(self) -> None:
         self.arrived: State = {}
         self.leaving: State = {}
+        self.launches = False
+        """Whether each layer is launched while the graph of the next is built."""
 
 
 class Ghost(nn.Module):  # type: ignore[misc]  # mlx ships no annotations for nn.Module
@@ -96,14 +99,30 @@ class SilentPart(Ghost):
 
 
 def adapted(layer: nn.Module, index: int, calls: LayerCalls, passage: Passage) -> None:
-    """Make a layer of the slice ask ``calls`` for its arguments whenever it is called.
-
-    The layer becomes an instance of a subclass of its class: a wrapper would change the names of its parameters.
-    """
+    """Make a layer of the slice ask ``calls`` for its arguments whenever it is called."""
     kind = type(layer)
 
     def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         args, kwargs = calls.adapt(index, args, kwargs, passage.arrived)
         return kind.__call__(self, *args, **kwargs)
 
+    _become(layer, call)
+
+
+def launching(layer: nn.Module, passage: Passage) -> None:
+    """Make a layer of the slice launch what it returns, and so all before it, in passes that want it."""
+    kind = type(layer)
+
+    def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        output = kind.__call__(self, *args, **kwargs)
+        if passage.launches:
+            mx.async_eval(output)
+        return output
+
+    _become(layer, call)
+
+
+def _become(layer: nn.Module, call: Callable[..., Any]) -> None:
+    """Make a layer an instance of a subclass of its class: a wrapper would change the names of its parameters."""
+    kind = type(layer)
     layer.__class__ = type(kind.__name__, (kind,), {"__call__": call, "__module__": kind.__module__})

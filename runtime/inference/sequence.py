@@ -45,14 +45,18 @@ class StageSequences:
         self._steps = 0
         self._on_gpu = mx.default_device() == mx.gpu
 
-    def step(self, step: Step | Hidden) -> Computation[Result]:
+    def step(self, step: Step | Hidden, *, launch: bool = False) -> Computation[Result]:
         """Build a step; its result is the message that carries it on.
+
+        Args:
+            step: the next one in the driver's order.
+            launch: whether to launch its beginning already, as the device is idle.
 
         Raises:
             ProtocolError: the step is not the next one of a sequence.
         """
         try:
-            built = self._build(step)
+            built = self._build(step, launch=launch)
         except BaseException:
             self._abandon(step)
             raise
@@ -73,7 +77,7 @@ class StageSequences:
         rows = [row.opened.sequence for batch in self._batches.values() for row in batch.rows]
         self._drop(sequence for sequence in rows if sequence not in self._open)
 
-    def _build(self, step: Step | Hidden) -> Computation[Result]:
+    def _build(self, step: Step | Hidden, *, launch: bool) -> Computation[Result]:
         self._drop(step.dropped)
         places = _places(step)
         # Some may have been closed since the step was issued.
@@ -89,8 +93,8 @@ class StageSequences:
             return self._empty(step)
         inputs = self._inputs(step, kept, rows)
         if step.batch is not None:
-            return self._decode(step, rows, inputs)
-        return self._prompts(step, rows, [place.length for place in kept], inputs)
+            return self._decode(step, rows, inputs, launch=launch)
+        return self._prompts(step, rows, [place.length for place in kept], inputs, launch=launch)
 
     def _abandon(self, step: Step | Hidden) -> None:
         """Give up the caches of a step that failed, whatever state they are in."""
@@ -138,7 +142,13 @@ class StageSequences:
         )
 
     def _prompts(
-        self, step: Step | Hidden, rows: list[StageSequence], lengths: list[int], inputs: mx.array | State
+        self,
+        step: Step | Hidden,
+        rows: list[StageSequence],
+        lengths: list[int],
+        inputs: mx.array | State,
+        *,
+        launch: bool,
     ) -> Computation[Result]:
         """Build a step over a chunk of one prompt, or over several prompts from their beginnings."""
         width = int((inputs["hidden"] if isinstance(inputs, dict) else inputs).shape[1])
@@ -149,7 +159,7 @@ class StageSequences:
             raise ProtocolError(f"step {step.number} takes in several prompts, and not all from the beginning")
         else:
             cache = self._shard.new_cache([width - length for length in lengths])
-        output = self._shard.forward(inputs, cache)
+        output = self._shard.forward(inputs, cache, launch=launch)
         for index, (row, length) in enumerate(zip(rows, lengths, strict=True)):
             row.cache = cache if alone else extracted(cache, index)
             row.position += length
@@ -165,14 +175,16 @@ class StageSequences:
 
         return self._launching(collect, state)
 
-    def _decode(self, step: Step | Hidden, rows: list[StageSequence], inputs: mx.array | State) -> Computation[Result]:
+    def _decode(
+        self, step: Step | Hidden, rows: list[StageSequence], inputs: mx.array | State, *, launch: bool
+    ) -> Computation[Result]:
         assert step.batch is not None  # noqa: S101 - step() chose by it
         batch = self._batches.setdefault(step.batch, MicroBatch(self._shard))
         changes = batch.rows != rows
         batch.hold(rows)
         if changes:
             self._forget_empty()
-        output = self._shard.forward(inputs, batch.cache)
+        output = self._shard.forward(inputs, batch.cache, launch=launch)
         for row in rows:
             row.position += 1
         self._steps += 1

@@ -40,6 +40,7 @@ from runtime.inference.ghosts import (
     SilentPart,
     State,
     adapted,
+    launching,
 )
 from runtime.spi import LayerCalls, LayerSpan
 
@@ -102,12 +103,14 @@ class Shard:
             for index, entry in enumerate(entries)
         ]
 
-    def forward(self, inputs: mx.array | State, cache: list[Any]) -> mx.array | State:
+    def forward(self, inputs: mx.array | State, cache: list[Any], *, launch: bool = False) -> mx.array | State:
         """Run the slice over the next positions of a sequence, lazily.
 
         Args:
             inputs: on the first stage token ids (batch, length), else what the stage before returned.
             cache: as :meth:`new_cache` made it; it advances by ``length``.
+            launch: whether to let each layer be computed while the graph of the next is built: for a device that is
+                idle.
 
         Returns:
             On the last stage logits (batch, length, vocabulary), else what the next stage needs: arrays by name,
@@ -125,6 +128,7 @@ class Shard:
             tokens = inputs
             batch, length = tokens.shape
         output: mx.array | State
+        passage.launches = launch
         try:
             with self._keys_noted(cache):
                 output = self.model(tokens, cache=cache)
@@ -180,6 +184,7 @@ class Shard:
             if index in self.span:
                 if self._calls.adapts and not self.span.is_first:
                     adapted(place.module, index, self._calls, self._passage)
+                launching(place.module, self._passage)
                 continue
             ghost = LayerGhost
             if index == self.span.start - 1:

@@ -307,7 +307,11 @@ class Stage(Actor):
         work = self._work
         if work is None:
             raise ModelError(f"{self.context.self_ref} has no model loaded")
-        self._compute.submit(lambda: work.step(step), lambda result, error: self._finish(step, result, error))
+        compute = self._compute
+        compute.submit(
+            lambda: work.step(step, launch=not compute.computing),
+            lambda result, error: self._finish(step, result, error),
+        )
 
     def _finish(self, step: Step | Hidden, result: Result | None, error: BaseException | None) -> None:
         try:
