@@ -664,7 +664,7 @@ async def test_an_error_of_mlx_fails_the_sequence_and_not_the_stage(tiny: Path) 
         stage = a.stages()[0]
         shard: Any = stage._shard
         forward = shard.forward
-        shard.forward = lambda inputs, cache: mx.zeros((2, 3)) @ mx.zeros((2, 3))
+        shard.forward = lambda inputs, cache, launch: mx.zeros((2, 3)) @ mx.zeros((2, 3))
         with pytest.raises(RuntimeFault, match="matmul"):
             await events(a, request())
         shard.forward = forward
