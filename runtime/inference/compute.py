@@ -6,6 +6,10 @@ on while this thread waits for a result.
 
 A job has two halves. ``dispatch`` builds the graph and starts it; the ``collect`` it returns waits for the numbers.
 While one job is being computed the next is dispatched already, so the device never waits for Python.
+
+A device that hangs takes the thread with it, and Python cannot end a thread. So whoever waits can be told that it is
+stuck (:meth:`ComputeThread.give_up`), and new work is refused until it answers again
+(:mod:`runtime.inference.health`).
 """
 
 from __future__ import annotations
@@ -13,8 +17,15 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
+
+from runtime.errors import RuntimeFault
+from runtime.inference.step_times import ExpectedStep
+
+PATIENCE = 5.0
+"""Seconds: longer than a core is kept from a process by what else a machine does."""
 
 T = TypeVar("T")
 
@@ -23,43 +34,102 @@ Dispatch = Callable[[], Collect[T]]
 
 
 class _Job:
-    __slots__ = ("dispatch", "done", "loop")
+    __slots__ = ("dispatch", "done", "expected", "loop", "lost", "settled")
 
     def __init__(
         self,
         dispatch: Dispatch[Any],
         done: Callable[[Any, BaseException | None], None],
         loop: asyncio.AbstractEventLoop,
+        expected: ExpectedStep | None,
+        settled: Callable[[_Job], None],
     ) -> None:
-        self.dispatch = dispatch
+        self.dispatch: Dispatch[Any] | None = dispatch
         self.done = done
         self.loop = loop
+        self.expected = expected
+        self.settled = settled
+        self.lost = False
+        """Whether whoever submitted it was told that the thread is stuck."""
 
-    def finish(self, value: Any, error: BaseException | None) -> None:
+    def take(self) -> Dispatch[Any]:
+        """Return the first half, once. It holds on to a model, which must not live until the event loop has time."""
+        dispatch, self.dispatch = self.dispatch, None
+        assert dispatch is not None  # noqa: S101 - the thread takes a job off its queue once
+        return dispatch
+
+    def finish(self, value: Any, error: BaseException | None, seconds: float) -> None:
+        """Hand the result to the event loop. Called on the compute thread."""
         try:
-            self.loop.call_soon_threadsafe(self.done, value, error)
+            self.loop.call_soon_threadsafe(self._deliver, value, error, seconds)
         except RuntimeError:
             # The loop closed while the job ran: the node is gone, and with it whoever wanted the result.
             return
 
+    def _deliver(self, value: Any, error: BaseException | None, seconds: float) -> None:
+        if self.lost:
+            return
+        self.settled(self)
+        if self.expected is not None and error is None:
+            self.expected.took(seconds)
+        self.done(value, error)
+
+
+class InHand(NamedTuple):
+    """The half of a job that the thread is at."""
+
+    number: int
+    """Of all halves so far; another one means that the thread has answered since."""
+    allowed: float | None
+    """Seconds that it may take; None if nobody can say."""
+
 
 class ComputeThread:
-    """Runs jobs in the order they are submitted."""
+    """Runs jobs in the order they are submitted.
 
-    def __init__(self) -> None:
+    Args:
+        patience: seconds that any step may take before the thread counts as stuck.
+    """
+
+    def __init__(self, patience: float = PATIENCE) -> None:
+        self.patience = patience
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._pending: dict[_Job, None] = {}
+        """Those that can be told that the thread is stuck, in order. Only the event loop looks at it."""
+        self._stuck: RuntimeFault | None = None
+        self._halves = 0
+        self._in_hand: InHand | None = None
         self._closed = False
         self._idle = threading.Event()
         """Set once no more jobs are run."""
         self._thread = threading.Thread(target=self._work, name="compute", daemon=True)
         self._thread.start()
 
-    def submit(self, dispatch: Dispatch[T], done: Callable[[T | None, BaseException | None], None]) -> None:
-        """Queue a job; ``done(value, error)`` is called on the event loop that submits it."""
-        self._jobs.put(_Job(dispatch, done, asyncio.get_running_loop()))
+    def submit(
+        self,
+        dispatch: Dispatch[T],
+        done: Callable[[T | None, BaseException | None], None],
+        expected: ExpectedStep | None = None,
+    ) -> None:
+        """Queue a job; ``done(value, error)`` is called on the event loop that submits it.
 
-    async def run(self, work: Callable[[], T]) -> T:
-        """Run a plain function on the thread, after the jobs before it, and wait for its result."""
+        Args:
+            dispatch: the first half, which returns the second.
+            done: hears the fault that :meth:`give_up` was called with if the thread is stuck, at once.
+            expected: what is known of its time; a job without it may take as long as it likes.
+        """
+        self._submit(dispatch, done, expected)
+
+    async def run(self, work: Callable[[], T], *, outlasts: bool = False) -> T:
+        """Run a plain function on the thread, after the jobs before it, and wait for its result.
+
+        Args:
+            work: the function. It may take as long as it likes.
+            outlasts: whether to wait for a thread that is stuck, because the work is to clean up after the others.
+
+        Raises:
+            RuntimeFault: the thread is stuck.
+        """
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
 
         def done(value: T | None, error: BaseException | None) -> None:
@@ -71,7 +141,7 @@ class ComputeThread:
                 future.set_result(value)  # type: ignore[arg-type]  # without an error there is a value, maybe None
 
         # Its work is all in the second half: were it in the first, the job before would not be finished yet.
-        self.submit(lambda: work, done)
+        self._submit(lambda: work, done, outlasts=outlasts)
         return await future
 
     def close(self, timeout: float) -> bool:
@@ -79,6 +149,49 @@ class ComputeThread:
         self._closed = True
         self._jobs.put(None)
         return self._idle.wait(timeout)
+
+    # -- for the watch over the thread --------------------------------------------------------------------------------
+
+    def in_hand(self) -> InHand | None:
+        """Return what the thread is at; None if it waits for work."""
+        return self._in_hand
+
+    def give_up(self, fault: RuntimeFault) -> None:
+        """Fail the jobs that wait and the one in hand with ``fault``, and each new one, until :meth:`resume`.
+
+        What the thread still computes of them is dropped. What cleans up waits on.
+        """
+        self._stuck = fault
+        lost, self._pending = self._pending, {}
+        for job in lost:
+            job.lost = True
+            job.done(None, fault)
+
+    def resume(self) -> None:
+        """Take work again."""
+        self._stuck = None
+
+    # -- inside -----------------------------------------------------------------------------------------------------
+
+    def _submit(
+        self,
+        dispatch: Dispatch[Any],
+        done: Callable[[Any, BaseException | None], None],
+        expected: ExpectedStep | None = None,
+        *,
+        outlasts: bool = False,
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        if self._stuck is not None and not outlasts:
+            loop.call_soon(done, None, self._stuck)
+            return
+        job = _Job(dispatch, done, loop, expected, self._settle)
+        if not outlasts:
+            self._pending[job] = None
+        self._jobs.put(job)
+
+    def _settle(self, job: _Job) -> None:
+        self._pending.pop(job, None)
 
     def _work(self) -> None:
         self._run_jobs()
@@ -88,7 +201,7 @@ class ComputeThread:
         threading.Event().wait()
 
     def _run_jobs(self) -> None:
-        started: tuple[_Job, Collect[Any]] | None = None
+        started: tuple[_Job, Collect[Any], float] | None = None
         while True:
             try:
                 job = self._jobs.get(block=started is None)
@@ -97,26 +210,38 @@ class ComputeThread:
             else:
                 if job is None or self._closed:
                     if started is not None:
-                        _collect(*started)
+                        self._collect(*started)
                     return
-            following = _dispatch(job) if job is not None else None
+            following = self._dispatch(job) if job is not None and not job.lost else None
             if started is not None:
-                _collect(*started)
+                self._collect(*started)
             started = following
+            # Neither may be kept while the thread waits: a job holds on to a model.
+            job = following = None
 
+    def _begin(self, job: _Job) -> float:
+        self._halves += 1
+        self._in_hand = InHand(self._halves, None if job.expected is None else job.expected.allowed)
+        return time.monotonic()
 
-def _dispatch(job: _Job) -> tuple[_Job, Collect[Any]] | None:
-    try:
-        return job, job.dispatch()
-    except BaseException as error:  # noqa: BLE001 - it is handed to whoever submitted the job
-        job.finish(None, error)
-        return None
+    def _dispatch(self, job: _Job) -> tuple[_Job, Collect[Any], float] | None:
+        began = self._begin(job)
+        try:
+            collect = job.take()()
+        except BaseException as error:  # noqa: BLE001 - it is handed to whoever submitted the job
+            job.finish(None, error, 0.0)
+            return None
+        finally:
+            self._in_hand = None
+        return job, collect, time.monotonic() - began
 
-
-def _collect(job: _Job, collect: Collect[Any]) -> None:
-    try:
-        value = collect()
-    except BaseException as error:  # noqa: BLE001 - it is handed to whoever submitted the job
-        job.finish(None, error)
-    else:
-        job.finish(value, None)
+    def _collect(self, job: _Job, collect: Collect[Any], dispatched: float) -> None:
+        began = self._begin(job)
+        try:
+            value = collect()
+        except BaseException as error:  # noqa: BLE001 - it is handed to whoever submitted the job
+            self._in_hand = None
+            job.finish(None, error, 0.0)
+        else:
+            self._in_hand = None
+            job.finish(value, None, dispatched + time.monotonic() - began)

@@ -19,7 +19,15 @@ from loguru import logger
 
 from runtime.actors import Actor, ActorRef, Down, Message, ReplyTo
 from runtime.cluster import ServedModel, ServedStage, ServedState
-from runtime.errors import ActorStopped, ModelInUse, Overloaded, PeerUnreachable, RuntimeFault, fault_named
+from runtime.errors import (
+    ActorStopped,
+    ModelInUse,
+    NodeUnhealthy,
+    Overloaded,
+    PeerUnreachable,
+    RuntimeFault,
+    fault_named,
+)
 from runtime.inference.failure import as_fault
 from runtime.inference.placing import Placed, Placer
 from runtime.inference.progress import ProgressBoard
@@ -29,6 +37,7 @@ from runtime.inference.protocol import (
     CloseSequence,
     ConnectStage,
     Done,
+    GiveWay,
     LoadProgress,
     NoSubmit,
     OpenSequence,
@@ -100,6 +109,8 @@ class Driver(Actor):
         self._expected: deque[float] = deque()
         """Until when to wait for each of the callers that were told that the model is ready."""
         self._touched = anyio.Event()
+        self._better: ActorRef | None = None
+        """The driver that this one gives way to."""
 
     async def started(self) -> None:
         """Begin to place and load; requests wait meanwhile."""
@@ -117,7 +128,7 @@ class Driver(Actor):
             case Cancel(sequence):
                 self._close(sequence)
             case StepFailed(sequence, text, code):
-                self._fail(sequence, fault_named(code)(f"the model {self._model} failed: {text}"))
+                self._on_failed(sequence, fault_named(code)(f"the model {self._model} failed: {text}"))
             case LoadProgress(model, node, step, done, total):
                 self._board.publish(
                     Download(model, step if node == self.context.node else f"{step} on {node}", done, total)
@@ -128,6 +139,8 @@ class Driver(Actor):
                 self._expect_one_less()
             case Unload():
                 self._on_unload()
+            case GiveWay(to):
+                self._on_give_way(to)
             case Down(ref, reason):
                 self._on_down(ref, reason)
         return None
@@ -190,18 +203,23 @@ class Driver(Actor):
             self._touched = anyio.Event()
             with anyio.move_on_after(left):
                 await self._touched.wait()
-        reason = "as asked" if self._unloading else f"nobody asked for it for {self._keep_alive:g} s"
+        reason = f"nobody asked for it for {self._keep_alive:g} s"
+        if self._is_leaving():
+            reason = "as asked" if self._better is None else f"{self._better} serves it"
         logger.info("unloading {}: {}", self._model, reason)
         self.context.stop_self()
 
     def _seconds_left(self) -> float:
-        if self._sessions or (self._keep_alive < 0 and not self._unloading):
+        if self._sessions or (self._keep_alive < 0 and not self._is_leaving()):
             return float("inf")
         now = time.time()
         while self._expected and self._expected[0] <= now:
             self._expected.popleft()
-        kept = 0.0 if self._unloading else self._used + self._keep_alive - now
+        kept = 0.0 if self._is_leaving() else self._used + self._keep_alive - now
         return max(0.0, kept, *(until - now for until in self._expected))
+
+    def _is_leaving(self) -> bool:
+        return bool(self._unloading) or self._better is not None
 
     def _touch(self) -> None:
         self._used = time.time()
@@ -212,6 +230,8 @@ class Driver(Actor):
     # -- sessions ---------------------------------------------------------------------------------------------------
 
     def _on_await_ready(self, keep_alive: float | None) -> Message | None:
+        if self._better is not None:
+            raise ActorStopped(f"{self.context.self_ref} gives way to {self._better}, which serves {self._model} too")
         self._take_unload_back()
         self._keep_alive = self._limits.keep_alive if keep_alive is None else keep_alive
         if self._placed is None:
@@ -319,6 +339,12 @@ class Driver(Actor):
                 # A stage that cannot be reached is going down, and takes the sequence with it.
                 logger.debug("{} is not told that sequence {} is closed: {}", stage, sequence, fault)
 
+    def _on_failed(self, sequence: int, fault: RuntimeFault) -> None:
+        if isinstance(fault, NodeUnhealthy):
+            self._lose(fault)
+        else:
+            self._fail(sequence, fault)
+
     def _fail(self, sequence: int, fault: RuntimeFault) -> None:
         self._tell_session(sequence, SequenceFailed(fault.code, fault.message))
         self._close(sequence)
@@ -344,18 +370,29 @@ class Driver(Actor):
     def _on_down(self, ref: ActorRef, reason: str) -> None:
         if ref in self._stages:
             what = f"node {ref.node} was lost" if reason == "noconnection" else f"a stage on {ref.node} ended"
-            fault = PeerUnreachable(f"{what}, which held layers of {self._model}; ask again to place it anew")
-            logger.error("{}", fault)
-            self._fail_all(fault)
-            self.context.stop_self()
+            self._lose(PeerUnreachable(f"{what}, which held layers of {self._model}; ask again to place it anew"))
             return
         for sequence, session in list(self._sessions.items()):
             if session == ref:
                 self._close(sequence)
 
+    def _lose(self, fault: RuntimeFault) -> None:
+        """End, because a stage is lost: whoever still wants the model has it placed anew."""
+        if self._scheduler is None:
+            return  # it is known already, as each sequence's step fails
+        logger.error("{}", fault)
+        self._fail_all(fault)
+        self.context.stop_self()
+
     def _on_unload(self) -> None:
         self._unloading.append(self.context.reply_later())
         self._touch()
+
+    def _on_give_way(self, to: ActorRef) -> None:
+        if self._better is None:
+            logger.info("{} is served by {} too: finishing what is begun here", self._model, to)
+            self._better = to
+            self._touch()
 
     def _take_unload_back(self) -> None:
         """Stay, because the model is wanted again: a second copy beside one that still generates may not fit."""
@@ -389,7 +426,7 @@ class Driver(Actor):
                 context=placed.context,
                 expires=None if self._keep_alive < 0 else self._used + self._keep_alive,
                 active=len(self._sessions),
-                state=ServedState.UNLOADING if self._unloading else ServedState.READY,
+                state=ServedState.UNLOADING if self._is_leaving() else ServedState.READY,
             )
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
@@ -33,6 +34,7 @@ from runtime.inference.protocol import (
     StepFailed,
 )
 from runtime.inference.reclaim import reclaim, trim
+from runtime.inference.step_times import StepTimes
 from runtime.inference.telemetry import emit_all
 from runtime.spi import (
     Checkpoint,
@@ -197,6 +199,7 @@ class Stage(Actor):
         self._compute = compute
         self._progress = progress
         self._telemetry = telemetry
+        self._times = StepTimes(compute.patience)
         self._shard: Shard | None = None
         self._next: ActorRef | None = None
         self._sequences: dict[int, StageSequence] = {}
@@ -239,7 +242,7 @@ class Stage(Actor):
             return
         loaded = self._shard is not None
         self._abandoned, self._shard = True, None
-        await self._compute.run(reclaim)
+        await self._compute.run(reclaim, outlasts=True)
         if not loaded:
             logger.info("gave up loading layers {} of {}", self._order.span, self._order.model)
             return
@@ -302,7 +305,11 @@ class Stage(Actor):
                 raise ActorStopped(f"sequence {step.sequence} was closed")
             return sequence.step(step)
 
-        self._compute.submit(step_unless_closed, lambda result, error: self._finish(step.sequence, result, error))
+        self._compute.submit(
+            step_unless_closed,
+            lambda result, error: self._finish(step.sequence, result, error),
+            self._times.expected(_tokens(step)),
+        )
 
     def _finish(self, sequence: int, result: Hidden | Sampled | Prefilled | None, error: BaseException | None) -> None:
         if sequence not in self._sequences:
@@ -328,3 +335,11 @@ class Stage(Actor):
             self.context.tell(self._order.driver, StepFailed(sequence, text, code))
         except RuntimeFault as fault:
             logger.debug("the driver of {} is not told of a failed step: {}", self._order.model, fault)
+
+
+def _tokens(step: Step | Hidden) -> int:
+    """Return over how many tokens a step goes."""
+    if isinstance(step, Step):
+        return len(step.tokens or (None,))
+    hidden = step.state.get("hidden")
+    return 1 if hidden is None else math.prod(hidden.shape[:2])
