@@ -1,6 +1,6 @@
 """Measure the pause that a client sees when a node that its generation needs is lost::
 
-    uv run python -m benchmarks.recovery [--rounds 10] [--disturbance kill] [--streams 1] [--tokens 256]
+    uv run python -m benchmarks.recovery [--rounds 10] [--disturbance kill] [--streams 1] [--tokens 64]
 
 The embedded model over three nodes on this machine, in rounds as in ``benchmarks.soak``.
 """
@@ -24,7 +24,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--disturbance", choices=DISTURBANCES, default=KILL)
     parser.add_argument("--streams", type=int, default=1)
-    parser.add_argument("--tokens", type=int, default=256, help="of each stream")
+    parser.add_argument("--tokens", type=int, default=64, help="of each stream")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -38,6 +38,7 @@ def main() -> int:
             settings=("models.context=1024",),
             disturbances=(options.disturbance,) * options.rounds,
             report=partial(print, file=sys.stderr, flush=True),
+            after_first_text=True,
         )
     pauses = [each.pause for each in rounds if each.running]
     found = {

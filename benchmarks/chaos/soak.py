@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from itertools import cycle
 from pathlib import Path
+from threading import Semaphore
 
 import msgspec
 
@@ -152,6 +153,7 @@ def soak(
     settings: Sequence[str] = (),
     disturbances: Sequence[str] = DISTURBANCES,
     report: Callable[[str], None] = lambda line: None,
+    after_first_text: bool = False,
 ) -> list[Round]:
     """Run rounds until the time is over, at least one of each disturbance.
 
@@ -168,6 +170,8 @@ def soak(
         settings: of each node, beside those of a cluster.
         disturbances: of :data:`DISTURBANCES`, in turn.
         report: is told how each round went.
+        after_first_text: whether each stream has told something before it is disturbed, so that every pause is seen.
+            Else some may still have their prompt taken in.
     """
     draw = random.Random(seed)  # noqa: S311 - nothing is secret
     rounds: list[Round] = []
@@ -187,8 +191,11 @@ def soak(
             placed = set(eventually(lambda: trio.api.layers(model), "node a hears where the model is", WAIT_SECONDS))
             if placed != set(NAMES):
                 raise RuntimeError(f"a node that is back is not used: only {sorted(placed)} hold layers")
-            running = [clients.submit(read_stream, trio.api.url, body) for body in orders]
+            begun = Semaphore(0)
+            running = [clients.submit(read_stream, trio.api.url, body, begun.release) for body in orders]
             eventually(lambda: trio.api.active() == streams, "all streams are under way", WAIT_SECONDS)
+            if after_first_text and not all(begun.acquire(timeout=WAIT_SECONDS) for _ in orders):
+                raise TimeoutError(f"not every stream has begun within {WAIT_SECONDS:g} s")
             time.sleep(draw.uniform(0.0, 1.0))  # the loss comes at any moment, not at one of theirs
             under_way = sum(not each.done() for each in running)
             with trio.disturbed(disturbance, victim):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 
 import httpx
 import msgspec
@@ -38,8 +39,8 @@ def bodies(model: str, count: int, tokens: int) -> list[dict[str, object]]:
     return made
 
 
-def read_stream(url: str, body: dict[str, object]) -> Told:
-    """Read one stream to its end."""
+def read_stream(url: str, body: dict[str, object], begun: Callable[[], object] = lambda: None) -> Told:
+    """Read one stream to its end; ``begun`` is called at its first text."""
     pieces: list[str] = []
     pause, error, finished = 0.0, None, False
     last = None
@@ -55,6 +56,8 @@ def read_stream(url: str, body: dict[str, object]) -> Told:
                 if "error" in event:
                     error = str(event["error"]["message"])
                     continue
+                if not pieces:
+                    begun()
                 now = time.monotonic()
                 pause, last = max(pause, 0.0 if last is None else now - last), now
                 pieces.append(event["choices"][0]["text"])
