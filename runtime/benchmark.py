@@ -136,7 +136,7 @@ def run_bench(
         checkpoint, backend="cpu", dtype=config.models.dtype, dequantize=str(config.models.dequantize).lower()
     )[0]
     with ExitStack() as stack, TemporaryDirectory(prefix="runtime-bench-") as scratch:
-        start = _Starter(stack, Path(scratch), config, model)
+        start = Starter(stack, Path(scratch), config, model)
         progress("starting one node and mlx-lm")
         one = start.node("one", settings.threads)
         blas = str(one.get("status")["blas"])
@@ -171,7 +171,7 @@ def run_bench(
     )
 
 
-class _Starter:
+class Starter:
     """Starts contenders that end with the stack."""
 
     def __init__(self, stack: ExitStack, scratch: Path, config: Config, model: str) -> None:
@@ -196,8 +196,8 @@ class _Starter:
             node.load(self._model)
         return node
 
-    def pair(self, threads: int) -> tuple[NodeProcess, NodeProcess]:
-        halves = ("cluster.listen=127.0.0.1:0", "roles.placement=even")
+    def pair(self, threads: int, *more: str) -> tuple[NodeProcess, NodeProcess]:
+        halves = ("cluster.listen=127.0.0.1:0", "roles.placement=even", *more)
         first = self.node("stage-1", threads, *halves, load=False)
         second = self.node("stage-2", threads, *halves, peers_of(first), load=False)
         deadline = time.monotonic() + SERVER_SECONDS

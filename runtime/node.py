@@ -286,9 +286,8 @@ class Node:
     def _new_driver(self, model: str) -> Driver:
         models = self.config.models
         limits = DriverLimits(
-            sequences=models.sequences,
+            sequences=max(models.batch, models.sequences),
             waiting=WAITING_PER_SEQUENCE * models.sequences,
-            prefill_chunk=models.prefill_chunk,
             keep_alive=models.keep_alive,
         )
         return Driver(model, self._placer, limits, self._board, self._publish, self._withdraw)

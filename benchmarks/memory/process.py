@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,18 +18,18 @@ import msgspec
 
 from benchmarks.memory.case import Case, Measured, Order
 from runtime.inference.compute import ComputeThread
-from runtime.inference.protocol import Hidden, OpenSequence, Step
+from runtime.inference.protocol import Hidden, OpenSequence, Row, Step
 from runtime.spi import Checkpoint, ModelFamily, Sampling, read_checkpoint
 from runtime.spi.hookspecs import PluginContext
 from runtime.spi.loader import load_plugins
 from runtime.wire import Tensor
 
 if TYPE_CHECKING:
-    from runtime.inference.sequence import StageSequence
+    from runtime.inference.sequence import StageSequences
     from runtime.inference.shard import Shard
 
 DECODED = 8
-"""Tokens that each sequence generates after its prompt, all sequences by turns."""
+"""Tokens that each sequence generates after its prompt, all sequences together."""
 
 
 def resident(field: str = "VmRSS") -> int:
@@ -60,13 +61,26 @@ def load(order: Order, checkpoint: Checkpoint) -> Shard:
     return load_shard(families(), checkpoint, span, order.case.options, lambda done, total: None)
 
 
-def prompts(case: Case) -> Iterator[tuple[int, int, bool]]:
-    """Yield position, length and whether it samples, for each step of one sequence: chunks, then single tokens."""
+def steps(case: Case, width: int) -> Iterator[Step | Hidden]:
+    """Yield the steps of all sequences: each prompt by chunks, by turns, then tokens of all of them at once."""
     prefilled = case.workload.context - DECODED
+    sequences = range(case.workload.sequences)
+    numbers = itertools.count(1)
     for position in range(0, prefilled, case.workload.prefill_chunk):
-        yield position, min(case.workload.prefill_chunk, prefilled - position), False
+        length = min(case.workload.prefill_chunk, prefilled - position)
+        for sequence in sequences:
+            yield _step(case, next(numbers), None, ((sequence, position),), length, width)
     for position in range(prefilled, case.workload.context):
-        yield position, 1, True
+        yield _step(case, next(numbers), 1, tuple((sequence, position) for sequence in sequences), 1, width)
+
+
+def _step(
+    case: Case, number: int, batch: int | None, places: tuple[tuple[int, int], ...], length: int, width: int
+) -> Step | Hidden:
+    if case.start == 0:
+        return Step(number, batch, tuple(Row(*place, (5,) * length) for place in places))
+    rows = tuple((*place, length) for place in places)
+    return Hidden(number, batch, rows, (), {"hidden": _hidden(len(places), length, width, case.options.dtype)})
 
 
 async def run(order: Order) -> Measured:
@@ -98,28 +112,25 @@ def _arrays() -> int:
 
 
 async def _generate(compute: ComputeThread, shard: Shard, case: Case, checkpoint: Checkpoint) -> None:
-    """Fill every sequence's context, the sequences by turns, with steps queued as a driver queues them."""
-    from runtime.inference.sequence import StageSequence
+    """Fill every sequence's context, with steps queued as a driver queues them."""
+    from runtime.inference.microbatch import StageSequence
+    from runtime.inference.sequence import StageSequences
 
-    sequences = [
-        StageSequence(shard, OpenSequence(number, (1,), Sampling(temperature=0.0), 0, None))
+    opened = (
+        OpenSequence(number, (1,), case.workload.context, Sampling(temperature=0.0), 0, None, (), 0)
         for number in range(case.workload.sequences)
-    ]
+    )
+    stage = StageSequences(shard, {each.sequence: StageSequence(each) for each in opened})
     width = int(checkpoint.text_config["hidden_size"])
     done: list[asyncio.Future[None]] = []
-    for position, length, sample in prompts(case):
-        for number, sequence in enumerate(sequences):
-            if shard.span.is_first:
-                step: Step | Hidden = Step(number, position, (5,) * length, sample)
-            else:
-                step = Hidden(number, position, {"hidden": _hidden(length, width, case.options.dtype)}, sample)
-            done.append(_submit(compute, sequence, step))
-            if len(done) > 1:
-                await done[-2]
+    for step in steps(case, width):
+        done.append(_submit(compute, stage, step))
+        if len(done) > 1:
+            await done[-2]
     await asyncio.gather(*done)
 
 
-def _submit(compute: ComputeThread, sequence: StageSequence, step: Step | Hidden) -> asyncio.Future[None]:
+def _submit(compute: ComputeThread, stage: StageSequences, step: Step | Hidden) -> asyncio.Future[None]:
     future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def finished(value: Any, error: BaseException | None) -> None:
@@ -129,14 +140,14 @@ def _submit(compute: ComputeThread, sequence: StageSequence, step: Step | Hidden
         else:
             future.set_exception(error)
 
-    dispatch: Callable[[], Any] = lambda: sequence.step(step)  # noqa: E731 - named for its type, which mypy does not infer for an argument
+    dispatch: Callable[[], Any] = lambda: stage.step(step)  # noqa: E731 - named for its type, which mypy does not infer for an argument
     compute.submit(dispatch, finished)
     return future
 
 
-def _hidden(length: int, width: int, dtype: str) -> Tensor:
+def _hidden(rows: int, length: int, width: int, dtype: str) -> Tensor:
     nbytes = {"float32": 4, "bfloat16": 2, "float16": 2}[dtype]
-    return Tensor(dtype=dtype, shape=(1, length, width), data=b"\0" * (length * width * nbytes))
+    return Tensor(dtype=dtype, shape=(rows, length, width), data=b"\0" * (rows * length * width * nbytes))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ def chat_requests(body: ChatBody) -> list[GenerationRequest]:
         stop=tuple(body.stop or ()),
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         ignore_eos=bool(body.ignore_eos),
+        min_tokens=body.min_tokens or 0,
     )
     return _choices(request, body.n or 1)
 
@@ -45,6 +46,7 @@ def completion_requests(body: CompletionBody) -> list[GenerationRequest]:
             stop=tuple(body.stop or ()),
             logprobs=body.logprobs,
             ignore_eos=bool(body.ignore_eos),
+            min_tokens=body.min_tokens or 0,
         )
         requests += _choices(request, body.n or 1)
     return requests

@@ -146,6 +146,8 @@ class GenerationBody(StrictBody):
     repetition_penalty: float | None = Field(None, gt=0)
     ignore_eos: bool | None = None
     """Go on past the end of the text until ``max_tokens``; benchmarks need it."""
+    min_tokens: int | None = Field(None, ge=0)
+    """Do not end before so many tokens."""
 
     # Accepted and ignored: they label, bill or cache, and the answer is the same with them and without.
     user: Any = None

@@ -172,8 +172,10 @@ class ModelsSection(Section):
     context: int | None = Field(default=None, ge=1)
     """Longest sequence in tokens; none takes the model's own limit."""
     sequences: int = Field(default=4, ge=1)
-    """Generations at once for each model."""
-    prefill_chunk: int = Field(default=2048, ge=1)
+    """Generations for each model for which a KV cache of the whole context is reserved."""
+    batch: int = Field(default=16, ge=1)
+    """Generations at once for each model, while they are short enough to share that reservation."""
+    prefill_chunk: int = Field(default=512, ge=1)
     """Prompt tokens in one forward pass; mlx-lm's default."""
     step_patience: float = Field(default=5.0, ge=0.5, le=3600, allow_inf_nan=False)
     """Seconds that a step may take in any case before the node's compute thread counts as stuck, and the node as

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -54,6 +54,74 @@ def batched(entry: Any, left_padding: Sequence[int]) -> Any:
             return BatchKVCache(padding)
         case _:
             raise ModelUnsupported(f"the cache {type(entry).__name__} takes one sequence at a time, not a batch")
+
+
+def merged(caches: Sequence[list[Any]]) -> list[Any]:
+    """Return one cache for sequences that have each its own, padded on the left to one length.
+
+    Raises:
+        ModelUnsupported: the model keeps a kind of cache that takes one sequence at a time.
+    """
+    return _shared(lambda *entries: _merged(entries), caches)
+
+
+def extended(cache: list[Any], more: list[Any]) -> None:
+    """Add to a batch's cache the sequences of another one."""
+    _shared(lambda entry, other: entry.extend(other), (cache, more))
+
+
+def filtered(cache: list[Any], rows: Sequence[int]) -> None:
+    """Keep these sequences of a batch's cache, in this order."""
+    _shared(lambda entry: entry.filter(mx.array(rows)), (cache,))
+
+
+def extracted(cache: list[Any], row: int) -> list[Any]:
+    """Return the cache of one sequence of a batch, as if it had been alone."""
+    return _shared(lambda entry: _extracted(entry, row), (cache,))
+
+
+def _shared(change: Callable[..., Any], caches: Sequence[list[Any]]) -> list[Any]:
+    """Change entries, of one cache or of several side by side; what layers share is changed once."""
+    done: dict[int, Any] = {}
+    results = []
+    for entries in zip(*caches, strict=True):
+        if id(entries[0]) not in done:
+            done[id(entries[0])] = change(*entries)
+        results.append(done[id(entries[0])])
+    return results
+
+
+def _merged(entries: Sequence[Any]) -> Any:
+    match entries[0]:
+        case CacheList():
+            within = zip(*(entry.caches for entry in entries), strict=True)
+            return CacheList(*(_merged(each) for each in within))
+        case RotatingKVCache() if entries[0].keep:
+            raise ModelUnsupported("a rotating cache that keeps its first tokens takes one sequence at a time")
+        case ArraysCache() | KVCache() | RotatingKVCache():
+            for entry in entries:
+                if isinstance(entry, KVCache) and entry.offset > (0 if entry.keys is None else entry.keys.shape[2]):
+                    # Of a layer that runs elsewhere: it has moved on without anything to hold.
+                    entry.keys = entry.values = mx.zeros((1, 1, entry.offset, 1))
+            return type(entries[0]).merge(list(entries))
+        case entry:
+            raise ModelUnsupported(f"the cache {type(entry).__name__} takes one sequence at a time, not a batch")
+
+
+def _extracted(entry: Any, row: int) -> Any:
+    match entry:
+        case CacheList():
+            return CacheList(*(_extracted(each, row) for each in entry.caches))
+        case ArraysCache():
+            alone = ArraysCache(len(entry.cache))
+            alone.cache = [None if array is None else array[row : row + 1] for array in entry.cache]
+            return alone
+        case BatchKVCache(keys=None):
+            return KVCache()
+        case BatchRotatingKVCache(keys=None):
+            return RotatingKVCache(entry.max_size)
+        case _:
+            return entry.extract(row)
 
 
 def quantized(entry: Any, *, bits: int, group_size: int) -> Any:

@@ -4,8 +4,11 @@ MLX must not run on the event loop: a forward pass would stop the heartbeats. It
 either: its default stream and random state belong to a thread. ``mx.eval`` releases the GIL, so the event loop goes
 on while this thread waits for a result.
 
-A job has two halves. ``dispatch`` builds the graph and starts it; the ``collect`` it returns waits for the numbers.
-While one job is being computed the next is dispatched already, so the device never waits for Python.
+A job has three parts. ``dispatch`` builds the graph; of what it returns, ``launch`` starts it and ``collect`` waits for
+the numbers. While one job is being computed the graph of the next is built already. It is launched when the one
+before is collected, because MLX bounds what may be queued on a CPU: launching takes until most of it is computed, and
+whoever waits for the job before would hear of it that much later. A GPU would stand idle meanwhile, so jobs for one
+launch within ``dispatch``.
 
 A device that hangs takes the thread with it, and Python cannot end a thread. So whoever waits can be told that it is
 stuck (:meth:`ComputeThread.give_up`), and new work is refused until it answers again
@@ -19,7 +22,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from runtime.errors import RuntimeFault
 from runtime.inference.step_times import ExpectedStep
@@ -28,9 +31,21 @@ PATIENCE = 5.0
 """Seconds: longer than a core is kept from a process by what else a machine does."""
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
-Collect = Callable[[], T]
-Dispatch = Callable[[], Collect[T]]
+
+def _nothing() -> None:
+    """Launch what needs no launching."""
+
+
+class Computation(NamedTuple, Generic[T_co]):
+    """A graph that is built."""
+
+    collect: Callable[[], T_co]
+    launch: Callable[[], None] = _nothing
+
+
+Dispatch = Callable[[], Computation[T]]
 
 
 class _Job:
@@ -53,7 +68,7 @@ class _Job:
         """Whether whoever submitted it was told that the thread is stuck."""
 
     def take(self) -> Dispatch[Any]:
-        """Return the first half, once. It holds on to a model, which must not live until the event loop has time."""
+        """Return the first part, once. It holds on to a model, which must not live until the event loop has time."""
         dispatch, self.dispatch = self.dispatch, None
         assert dispatch is not None  # noqa: S101 - the thread takes a job off its queue once
         return dispatch
@@ -75,11 +90,20 @@ class _Job:
         self.done(value, error)
 
 
+class _Built(NamedTuple):
+    """A job whose graph is built, or launched too."""
+
+    job: _Job
+    computation: Computation[Any]
+    seconds: float
+    """That it has taken of the thread's time."""
+
+
 class InHand(NamedTuple):
-    """The half of a job that the thread is at."""
+    """The part of a job that the thread is at."""
 
     number: int
-    """Of all halves so far; another one means that the thread has answered since."""
+    """Of all parts so far; another one means that the thread has answered since."""
     allowed: float | None
     """Seconds that it may take; None if nobody can say."""
 
@@ -97,7 +121,7 @@ class ComputeThread:
         self._pending: dict[_Job, None] = {}
         """Those that can be told that the thread is stuck, in order. Only the event loop looks at it."""
         self._stuck: RuntimeFault | None = None
-        self._halves = 0
+        self._parts = 0
         self._in_hand: InHand | None = None
         self._closed = False
         self._idle = threading.Event()
@@ -114,7 +138,7 @@ class ComputeThread:
         """Queue a job; ``done(value, error)`` is called on the event loop that submits it.
 
         Args:
-            dispatch: the first half, which returns the second.
+            dispatch: the first part, which returns the others.
             done: hears the fault that :meth:`give_up` was called with if the thread is stuck, at once.
             expected: what is known of its time; a job without it may take as long as it likes.
         """
@@ -140,8 +164,8 @@ class ComputeThread:
             else:
                 future.set_result(value)  # type: ignore[arg-type]  # without an error there is a value, maybe None
 
-        # Its work is all in the second half: were it in the first, the job before would not be finished yet.
-        self._submit(lambda: work, done, outlasts=outlasts)
+        # Its work is all in the last part: were it in the first, the job before would not be finished yet.
+        self._submit(lambda: Computation(work), done, outlasts=outlasts)
         return await future
 
     def close(self, timeout: float) -> bool:
@@ -201,47 +225,47 @@ class ComputeThread:
         threading.Event().wait()
 
     def _run_jobs(self) -> None:
-        started: tuple[_Job, Collect[Any], float] | None = None
+        launched: _Built | None = None
         while True:
             try:
-                job = self._jobs.get(block=started is None)
+                job = self._jobs.get(block=launched is None)
             except queue.Empty:
                 job = None
             else:
                 if job is None or self._closed:
-                    if started is not None:
-                        self._collect(*started)
+                    if launched is not None:
+                        self._collect(launched)
                     return
             following = self._dispatch(job) if job is not None and not job.lost else None
-            if started is not None:
-                self._collect(*started)
-            started = following
+            if launched is not None:
+                self._collect(launched)
+            launched = self._launch(following) if following is not None else None
             # Neither may be kept while the thread waits: a job holds on to a model.
             job = following = None
 
-    def _begin(self, job: _Job) -> float:
-        self._halves += 1
-        self._in_hand = InHand(self._halves, None if job.expected is None else job.expected.allowed)
-        return time.monotonic()
+    def _dispatch(self, job: _Job) -> _Built | None:
+        done = self._part(job, job.take())
+        return None if done is None else _Built(job, *done)
 
-    def _dispatch(self, job: _Job) -> tuple[_Job, Collect[Any], float] | None:
-        began = self._begin(job)
+    def _launch(self, built: _Built) -> _Built | None:
+        done = self._part(built.job, built.computation.launch)
+        return None if done is None else built._replace(seconds=built.seconds + done[1])
+
+    def _collect(self, built: _Built) -> None:
+        done = self._part(built.job, built.computation.collect)
+        if done is not None:
+            value, seconds = done
+            built.job.finish(value, None, built.seconds + seconds)
+
+    def _part(self, job: _Job, work: Callable[[], T]) -> tuple[T, float] | None:
+        """Do a part of a job; return its result and the seconds it took. None if it failed, which was told then."""
+        self._parts += 1
+        self._in_hand = InHand(self._parts, None if job.expected is None else job.expected.allowed)
+        began = time.monotonic()
         try:
-            collect = job.take()()
+            return work(), time.monotonic() - began
         except BaseException as error:  # noqa: BLE001 - it is handed to whoever submitted the job
             job.finish(None, error, 0.0)
             return None
         finally:
             self._in_hand = None
-        return job, collect, time.monotonic() - began
-
-    def _collect(self, job: _Job, collect: Collect[Any], dispatched: float) -> None:
-        began = self._begin(job)
-        try:
-            value = collect()
-        except BaseException as error:  # noqa: BLE001 - it is handed to whoever submitted the job
-            self._in_hand = None
-            job.finish(None, error, 0.0)
-        else:
-            self._in_hand = None
-            job.finish(value, None, dispatched + time.monotonic() - began)

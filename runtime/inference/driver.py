@@ -45,14 +45,13 @@ from runtime.inference.protocol import (
     Ready,
     Sampled,
     SequenceFailed,
-    Step,
     StepFailed,
     Submit,
     Submitted,
     Token,
     Unload,
 )
-from runtime.inference.scheduler import Scheduler
+from runtime.inference.scheduler import Capacity, Scheduler
 from runtime.spi import Download
 
 ANSWER_SECONDS = 30.0
@@ -70,8 +69,9 @@ class DriverLimits(msgspec.Struct, frozen=True):
     """What a driver takes on at once."""
 
     sequences: int
+    """Generations at once, as far as the KV cache has room for them."""
     waiting: int
-    prefill_chunk: int
+    """Generations that may wait beyond those."""
     keep_alive: float
     """Seconds without a request after which the model is unloaded; negative is never."""
 
@@ -121,14 +121,14 @@ class Driver(Actor):
         match message:
             case Sampled():
                 self._on_sampled(message)
-            case Prefilled(sequence=sequence):
-                self._on_prefilled(sequence)
+            case Prefilled(number):
+                self._on_done(number)
             case Submit():
                 return self._on_submit(message)
             case Cancel(sequence):
                 self._close(sequence)
-            case StepFailed(sequence, text, code):
-                self._on_failed(sequence, fault_named(code)(f"the model {self._model} failed: {text}"))
+            case StepFailed(number, text, code):
+                self._on_failed(number, fault_named(code)(f"the model {self._model} failed: {text}"))
             case LoadProgress(model, node, step, done, total):
                 self._board.publish(
                     Download(model, step if node == self.context.node else f"{step} on {node}", done, total)
@@ -173,13 +173,20 @@ class Driver(Actor):
             return
         self._placed = placed
         self._scheduler = Scheduler(
-            stages=len(self._stages),
-            limit=self._limits.sequences,
-            waiting=self._limits.waiting,
-            chunk=self._limits.prefill_chunk,
+            Capacity(
+                stages=len(self._stages),
+                sequences=self._limits.sequences,
+                waiting=self._limits.waiting,
+                chunk=placed.workload.prefill_chunk,
+                context=placed.workload.context,
+                positions=placed.positions,
+                batches=placed.alone is None,
+            )
         )
+        if placed.alone is not None:
+            logger.warning("{} takes one sequence at a time: {}", self._model, placed.alone)
         where = ", ".join(f"{stage.node}: {stage.span}" for stage in placed.plan.stages)
-        logger.info("serving {} with a context of {} tokens ({})", self._model, placed.context, where)
+        logger.info("serving {} with a context of {} tokens ({})", self._model, placed.workload.context, where)
         self._announce()
         waiting, self._waiting = self._waiting, []
         for reply in waiting:
@@ -254,12 +261,9 @@ class Driver(Actor):
         self._sessions[sequence] = request.session
         self._submits[sequence] = request
         self.context.monitor(request.session)
-        generated = request.generated
-        # Tokens that another driver has sampled are taken in like a prompt.
-        left = request.max_tokens - len(generated)
-        scheduler.add(sequence, request.prompt + generated, left, request.eos, len(generated))
+        scheduler.add(sequence, request.prompt, request.max_tokens, request.eos, request.generated)
         self._touch()
-        self._admit()
+        self._go_on()
         return Submitted(sequence)
 
     def _expect_one_less(self) -> None:
@@ -267,21 +271,34 @@ class Driver(Actor):
             self._expected.popleft()
         self._touched.set()
 
-    def _admit(self) -> None:
-        if self._scheduler is not None:
-            for sequence in self._scheduler.admit():
-                self.context.start_task(self._open(sequence, self._submits[sequence]), f"open {sequence}")
+    def _go_on(self) -> None:
+        """Start what there is room for, and issue the steps that can start."""
+        scheduler = self._scheduler
+        if scheduler is None:
+            return
+        for sequence in scheduler.admit():
+            self.context.start_task(self._open(sequence, self._submits[sequence]), f"open {sequence}")
+        for step in scheduler.issue():
+            try:
+                self.context.tell(self._stages[0], step)
+            except RuntimeFault as fault:
+                # The mailbox of the first stage has room for more steps than are ever in flight, so it is gone.
+                self._fail_all(fault)
+                return
 
     async def _open(self, sequence: int, request: Submit) -> None:
         if sequence not in self._sessions:
             return  # it was closed before this task began; the stages must not hear of it now
         order = OpenSequence(
-            sequence,
-            request.prompt[-PENALTY_TOKENS:],
-            request.sampling,
-            request.seed,
-            request.logprobs,
-            request.generated,
+            sequence=sequence,
+            prompt=request.prompt[-PENALTY_TOKENS:],
+            prompt_length=len(request.prompt),
+            sampling=request.sampling,
+            seed=request.seed,
+            logprobs=request.logprobs,
+            eos=request.eos,
+            min_tokens=request.min_tokens,
+            generated=request.generated,
         )
         try:
             # Every stage must know the sequence before its first hidden state comes, on another connection.
@@ -293,31 +310,39 @@ class Driver(Actor):
             # It was closed meanwhile, and a stage may have heard that before it was told to open it.
             self._tell_closed(sequence)
         elif self._scheduler is not None:
-            self._send(sequence, self._scheduler.steps(sequence))
+            self._scheduler.opened(sequence)
+            self._go_on()
 
     def _on_sampled(self, sampled: Sampled) -> None:
-        if self._scheduler is None:
+        scheduler = self._scheduler
+        if scheduler is None:
             return
-        progress, steps = self._scheduler.sampled(sampled.sequence, sampled.token)
-        self._send(sampled.sequence, steps)
-        if progress is None:
-            return
-        index = len(self._submits[sampled.sequence].generated) + progress.index
-        self._tell_session(sampled.sequence, Token(index, sampled.token, sampled.logprob, sampled.top, progress.reason))
-        if progress.reason is not None:
-            self._close(sampled.sequence)
+        scheduler.done(sampled.number, self.context.now())
+        heard = [
+            (chosen, progress)
+            for chosen in sampled.tokens
+            if (progress := scheduler.sampled(chosen.sequence, chosen.position, chosen.token)) is not None
+        ]
+        self._go_on()  # first of all, for the stages wait
+        for chosen, progress in heard:
+            self._tell_session(
+                chosen.sequence, Token(progress.index, chosen.token, chosen.logprob, chosen.top, progress.reason)
+            )
+            if progress.reason is not None:
+                self._close(chosen.sequence)
 
-    def _on_prefilled(self, sequence: int) -> None:
+    def _on_done(self, number: int) -> None:
         if self._scheduler is not None:
-            self._scheduler.prefilled(sequence)
-            self._send(sequence, self._scheduler.steps(sequence))
+            self._scheduler.done(number, self.context.now())
+            self._go_on()
 
-    def _send(self, sequence: int, steps: list[Step]) -> None:
-        try:
-            for step in steps:
-                self.context.tell(self._stages[0], step)
-        except RuntimeFault as fault:
-            self._fail(sequence, fault)
+    def _on_failed(self, number: int, fault: RuntimeFault) -> None:
+        if isinstance(fault, NodeUnhealthy):
+            self._lose(fault)
+        elif self._scheduler is not None:
+            for sequence in self._scheduler.done(number, self.context.now()):
+                self._fail(sequence, fault)
+            self._go_on()
 
     def _close(self, sequence: int) -> None:
         """Forget a sequence, here and on the stages."""
@@ -326,9 +351,10 @@ class Driver(Actor):
             return
         self.context.demonitor(session)
         del self._submits[sequence]
-        if self._scheduler is not None and self._scheduler.remove(sequence):
+        if self._scheduler is not None:
+            self._scheduler.remove(sequence)
             self._tell_closed(sequence)
-        self._admit()
+        self._go_on()
         self._touch()
 
     def _tell_closed(self, sequence: int) -> None:
@@ -338,12 +364,6 @@ class Driver(Actor):
             except RuntimeFault as fault:
                 # A stage that cannot be reached is going down, and takes the sequence with it.
                 logger.debug("{} is not told that sequence {} is closed: {}", stage, sequence, fault)
-
-    def _on_failed(self, sequence: int, fault: RuntimeFault) -> None:
-        if isinstance(fault, NodeUnhealthy):
-            self._lose(fault)
-        else:
-            self._fail(sequence, fault)
 
     def _fail(self, sequence: int, fault: RuntimeFault) -> None:
         self._tell_session(sequence, SequenceFailed(fault.code, fault.message))
@@ -411,7 +431,7 @@ class Driver(Actor):
         assert self._placed is not None  # noqa: S101 - only called once placed
         self._expected.append(time.time() + SUBMIT_SECONDS)
         self._touched.set()
-        return Ready(self.context.self_ref, self._placed.digest, self._placed.context)
+        return Ready(self.context.self_ref, self._placed.digest, self._placed.workload.context)
 
     def _announce(self) -> None:
         placed = self._placed
@@ -423,7 +443,7 @@ class Driver(Actor):
                 digest=placed.digest,
                 driver=self.context.self_ref,
                 stages=tuple(ServedStage(stage.node, stage.span, stage.bytes) for stage in placed.plan.stages),
-                context=placed.context,
+                context=placed.workload.context,
                 expires=None if self._keep_alive < 0 else self._used + self._keep_alive,
                 active=len(self._sessions),
                 state=ServedState.UNLOADING if self._is_leaving() else ServedState.READY,

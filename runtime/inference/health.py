@@ -22,7 +22,7 @@ TICK = 0.25
 
 
 class StepWatch:
-    """Counts how long the thread is at one half of a job, without the time in which nobody looked. Pure.
+    """Counts how long the thread is at one part of a job, without the time in which nobody looked. Pure.
 
     A process that was stopped, or a machine that slept, was so as a whole: its compute thread is not late by that.
     """

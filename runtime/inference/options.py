@@ -38,6 +38,17 @@ def candidate_contexts(checkpoint: Checkpoint, wanted: int | None, smallest: int
     return tuple(contexts)
 
 
+def candidate_chunks(wanted: int, context: int, smallest: int = 64) -> tuple[int, ...]:
+    """Return the prompt tokens of one forward pass to try: what is configured, then a quarter of it and so on.
+
+    The working memory of a chunk grows with its length. A shorter one is slower, by little down to some 64 tokens.
+    """
+    chunks = [min(wanted, context)]
+    while chunks[-1] // 4 >= smallest:
+        chunks.append(chunks[-1] // 4)
+    return tuple(chunks)
+
+
 def _own_dtype(checkpoint: Checkpoint) -> str:
     """Return the 16-bit type that the configuration names, else the one that most of the weights are stored in.
 

@@ -15,18 +15,23 @@ from runtime.inference.catalogue import Catalogue
 from runtime.inference.planning import Planned, Planner, Survey
 from runtime.inference.protocol import OpenStage, StageOpened
 from runtime.inference.reserving import RESERVE_SECONDS, reserve
+from runtime.inference.scheduler import whole_steps
 from runtime.inference.stage import LOAD_SECONDS, STAGES
-from runtime.spi import Checkpoint, LoadOptions, NodeView, Plan, Progress
+from runtime.spi import Checkpoint, LoadOptions, NodeView, Plan, Progress, Workload
 
 
 class Placed(msgspec.Struct, frozen=True):
     """A model that is loaded."""
 
     digest: str
-    context: int
+    workload: Workload
     options: LoadOptions
     plan: Plan
     stages: tuple[ActorRef, ...]
+    positions: int
+    """Of the KV cache that is reserved, for all sequences."""
+    alone: str | None
+    """Why the model takes one sequence at a time, if it does."""
 
 
 class Placer:
@@ -85,8 +90,15 @@ class Placer:
             )
         )
         self._last[model] = plan
+        workload = planned.workload
         return Placed(
-            checkpoint.digest, planned.workload.context, options, plan, tuple(stage.stage for stage in opened)
+            digest=checkpoint.digest,
+            workload=workload,
+            options=options,
+            plan=plan,
+            stages=tuple(stage.stage for stage in opened),
+            positions=whole_steps(workload.context) * workload.sequences,
+            alone=opened[0].alone,
         )
 
     async def _open(self, order: OpenStage, node: str) -> StageOpened:

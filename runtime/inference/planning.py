@@ -10,7 +10,7 @@ import msgspec
 from anyio import to_thread
 
 from runtime.errors import PlacementRefused
-from runtime.inference.options import candidate_contexts, candidate_options
+from runtime.inference.options import candidate_chunks, candidate_contexts, candidate_options
 from runtime.inference.remedies import Asked, what_would_help
 from runtime.spi import (
     Checkpoint,
@@ -113,9 +113,9 @@ class Planner:
         refused: tuple[PlacementRefused, Planned] | None = None
         for among, options in self._ways(checkpoint, nodes):
             measures = await survey(checkpoint, options, among) if self._policy.measures else Measures()
-            for length in candidate_contexts(checkpoint, context or self.settings.context):
+            for workload in self._workloads(checkpoint, context):
                 tried = self._planned(
-                    model, checkpoint, among, options, measures, current, length, driver or nodes[0].name
+                    model, checkpoint, among, options, measures, current, workload, driver or nodes[0].name
                 )
                 try:
                     plan = await to_thread.run_sync(self._policy.plan, tried.request)
@@ -150,6 +150,15 @@ class Planner:
         if nodes and len(with_gpu) < len(nodes):
             yield from ((nodes, each) for each in options(backend="cpu"))
 
+    def _workloads(self, checkpoint: Checkpoint, context: int | None) -> Iterator[Workload]:
+        """Yield what the model may be asked to do: the longest context with the longest chunks first.
+
+        Chunks are shortened before contexts: that costs speed, and no text.
+        """
+        for length in candidate_contexts(checkpoint, context or self.settings.context):
+            for chunk in candidate_chunks(self.settings.prefill_chunk, length):
+                yield Workload(length, self.settings.sequences, chunk)
+
     def _planned(
         self,
         model: str,
@@ -158,11 +167,10 @@ class Planner:
         options: LoadOptions,
         measures: Measures,
         current: tuple[StagePlan, ...],
-        context: int,
+        workload: Workload,
         driver: str,
     ) -> Planned:
         layers = checkpoint.num_layers
-        workload = Workload(context, self.settings.sequences, min(self.settings.prefill_chunk, context))
         request = PlacementRequest(
             model=model,
             layers=layers,
@@ -178,7 +186,7 @@ class Planner:
 
     def _fits(self, checkpoint: Checkpoint, tried: Planned, changed: Asked) -> bool:
         """Whether a plan that was refused would be made if something was asked differently."""
-        chunk = min(self.settings.prefill_chunk, changed.context)
+        chunk = min(tried.workload.prefill_chunk, changed.context)
         workload = Workload(changed.context, changed.sequences, chunk)
 
         def estimate(span: LayerSpan) -> MemoryEstimate:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from msgspec import Struct
+
 from runtime.actors import ActorRef, Lane, Message, Request
 from runtime.errors import RuntimeFault
 from runtime.spi import LayerSpan, LoadOptions, Sampling
@@ -25,6 +27,8 @@ class StageOpened(Message, frozen=True, tag="stage.opened"):
     bytes: int
     """Weights in memory."""
     seconds: float
+    alone: str | None = None
+    """Why the model takes one sequence at a time, if it does; the first stage finds out."""
 
 
 class OpenStage(Request[StageOpened], frozen=True, tag="stage.open"):
@@ -68,21 +72,27 @@ class OpenSequence(Request[Done], frozen=True, tag="sequence.open"):
     sequence: int
     prompt: tuple[int, ...]
     """The last prompt tokens that penalties look back on."""
+    prompt_length: int
+    """Tokens of the whole prompt."""
     sampling: Sampling
     seed: int
     logprobs: int | None
+    eos: tuple[int, ...]
+    """Tokens that end the text."""
+    min_tokens: int
+    """Tokens before which the text does not end."""
     generated: tuple[int, ...] = ()
     """What another driver has sampled already, after all of the prompt."""
 
 
 class CloseSequence(Message, frozen=True, tag="sequence.close"):
-    """Forget a sequence. Steps of it that are still on their way are dropped."""
+    """Forget a sequence. What is still on its way goes on without it."""
 
     sequence: int
 
 
-class Step(Message, frozen=True, tag="sequence.step"):
-    """Run the model over the next tokens of a sequence.
+class Row(Struct, frozen=True, array_like=True):
+    """The part of a step that one sequence has.
 
     ``tokens`` is None on a pipeline of one stage to mean the token that the step before samples: it can be computed
     before anybody has seen that token.
@@ -92,22 +102,44 @@ class Step(Message, frozen=True, tag="sequence.step"):
     position: int
     """Tokens of the sequence before these."""
     tokens: tuple[int, ...] | None
-    sample: bool
+
+
+class Step(Message, frozen=True, tag="sequence.step"):
+    """Run the model over the next token of every sequence of a micro-batch, or over a chunk of one prompt, or over
+    several whole prompts.
+
+    It goes through all stages, and the last one answers it with :class:`Sampled` or :class:`Prefilled`, whatever
+    became of its sequences meanwhile; only :class:`StepFailed` takes the place of those.
+    """
+
+    number: int
+    batch: int | None
+    """The micro-batch, which holds exactly these rows from now on; None for prompts."""
+    rows: tuple[Row, ...]
+    dropped: tuple[int, ...] = ()
+    """Sequences to drop the caches of before that. Those that are not closed begin anew."""
 
 
 class Hidden(Message, frozen=True, tag="sequence.hidden"):
     """A step on its way: the state after the sending stage."""
 
     lane: ClassVar[Lane] = Lane.BULK
-    sequence: int
-    position: int
+    number: int
+    batch: int | None
+    rows: tuple[tuple[int, int, int], ...]
+    """Sequence, position and length of each row. Those with fewer tokens than others are padded on the left."""
+    dropped: tuple[int, ...]
     state: dict[str, Tensor]
-    """Arrays by name: ``hidden`` (1, length, ...), and what else the model's layers hand on."""
-    sample: bool
+    """Arrays by name: ``hidden`` (rows, length, ...), and what else the model's layers hand on. Empty without rows."""
 
 
-class Sampled(Message, frozen=True, tag="sequence.sampled"):
-    """The last stage chose the token at ``position``."""
+def sequences_of(step: Step | Hidden) -> tuple[int, ...]:
+    """Return the sequences of a step."""
+    return tuple(row.sequence if isinstance(row, Row) else row[0] for row in step.rows)
+
+
+class Chosen(Struct, frozen=True, array_like=True):
+    """The token after ``position`` others of a sequence."""
 
     sequence: int
     position: int
@@ -116,17 +148,23 @@ class Sampled(Message, frozen=True, tag="sequence.sampled"):
     top: tuple[tuple[int, float], ...]
 
 
-class Prefilled(Message, frozen=True, tag="sequence.prefilled"):
-    """The last stage took in prompt tokens up to ``position`` without choosing one."""
+class Sampled(Message, frozen=True, tag="sequence.sampled"):
+    """The last stage chose a token for each sequence of a micro-batch that it still knows."""
 
-    sequence: int
-    position: int
+    number: int
+    tokens: tuple[Chosen, ...]
+
+
+class Prefilled(Message, frozen=True, tag="sequence.prefilled"):
+    """The last stage took in a chunk of a prompt, or several prompts."""
+
+    number: int
 
 
 class StepFailed(Message, frozen=True, tag="sequence.failed"):
-    """A stage could not run a step; the sequence is lost."""
+    """A stage could not run a step; its sequences are lost."""
 
-    sequence: int
+    number: int
     text: str
     code: str = RuntimeFault.code
     """Of the fault that it was."""
@@ -152,6 +190,8 @@ class Submit(Request[Submitted], frozen=True, tag="driver.submit"):
     logprobs: int | None
     eos: tuple[int, ...]
     """Tokens that end the text; none to go on until ``max_tokens``."""
+    min_tokens: int = 0
+    """Tokens before which the text does not end."""
     generated: tuple[int, ...] = ()
     """The completion so far, which another driver has sampled. ``max_tokens`` counts these too, and the first token to
     come has the index after them."""

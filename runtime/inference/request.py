@@ -20,6 +20,10 @@ def check_request(request: GenerationRequest) -> None:
     check_sampling(request.sampling)
     if request.max_tokens is not None and request.max_tokens < 1:
         raise InvalidRequest(f"max_tokens is {request.max_tokens}, and must be at least 1", param="max_tokens")
+    if request.min_tokens < 0 or (request.max_tokens is not None and request.min_tokens > request.max_tokens):
+        raise InvalidRequest(
+            f"min_tokens is {request.min_tokens}, and must be at least 0 and at most max_tokens", param="min_tokens"
+        )
     if len(request.stop) > MAX_STOPS or any(len(stop) > MAX_STOP_LENGTH for stop in request.stop):
         raise InvalidRequest(
             f"stop takes up to {MAX_STOPS} texts of up to {MAX_STOP_LENGTH} characters each", param="stop"

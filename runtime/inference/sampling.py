@@ -6,12 +6,15 @@ and the position. A sequence that is replayed elsewhere continues with the very 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 from mlx_lm.sample_utils import make_logits_processors, make_sampler
 
-from runtime.spi import Sampling
+from runtime.inference.protocol import OpenSequence
+
+Scores = tuple[mx.array, mx.array | None]
+"""Log-probabilities: that of the token (1,), and pairs of id and value of the likeliest (2, count), float32."""
 
 COLDEST = 1e-5
 """Below this temperature the likeliest token is taken: dividing by less overflows, and would choose the same."""
@@ -20,21 +23,15 @@ COLDEST = 1e-5
 class TokenSampler:
     """Samples one sequence. It runs on the compute thread and everything it returns is lazy."""
 
-    def __init__(
-        self,
-        sampling: Sampling,
-        seed: int,
-        prompt: tuple[int, ...],
-        vocabulary: int,
-        logprobs: int | None,
-        generated: tuple[int, ...] = (),
-    ) -> None:
-        """``prompt`` and what was ``generated`` elsewhere are what the penalties look back on; ``seed`` is used where
-        the sampling states none.
-
-        ``vocabulary`` is the width of the logits, which may be more than the tokens that the tokenizer knows.
-        """
-        self._seed = seed if sampling.seed is None else sampling.seed
+    def __init__(self, opened: OpenSequence, vocabulary: int) -> None:
+        """``vocabulary`` is the width of the logits, which may be more than the tokens that the tokenizer knows."""
+        sampling, logprobs = opened.sampling, opened.logprobs
+        # What was generated elsewhere counts for penalties as if it had been here.
+        prompt, generated = opened.prompt, opened.generated
+        self._seed = opened.seed if sampling.seed is None else sampling.seed
+        # The first token has as many before it as the prompt has.
+        self._endless_until = opened.prompt_length + opened.min_tokens
+        self._ends = [token for token in opened.eos if token < vocabulary] if opened.min_tokens else []
         self._logprobs = logprobs
         self._window = sampling.penalty_context
         # mlx-lm takes a top_p of 0 for "off"; what is asked is the smallest nucleus there is.
@@ -68,7 +65,12 @@ class TokenSampler:
             _LookingBack(over_counted, _ids(counted[-self._window :]) if over_counted else None),
         ]
 
-    def __call__(self, logits: mx.array, position: int) -> tuple[mx.array, mx.array | None, mx.array | None]:
+    @property
+    def is_plain(self) -> bool:
+        """Whether the likeliest token is taken, by the logits as they are."""
+        return self._greedy and not self._ends and not any(back.processors for back in self._looking_back)
+
+    def __call__(self, logits: mx.array, position: int) -> tuple[mx.array, Scores | None]:
         """Choose the token after ``position`` tokens.
 
         Args:
@@ -76,23 +78,46 @@ class TokenSampler:
             position: number of tokens before the one chosen.
 
         Returns:
-            The token (1,), and if log-probabilities are wanted those of the token and of the likeliest ones:
-            (1,) and pairs of id and value (2, count), all float32 but the token.
+            The token (1,), and log-probabilities if they are wanted.
         """
+        if self._ends and position < self._endless_until:
+            logits = mx.put_along_axis(logits, mx.array([self._ends]), mx.array(-mx.inf, logits.dtype), axis=-1)
         for back in self._looking_back:
             for process in back.processors:
                 logits = process(back.history, logits)
-        scores = logits - mx.logsumexp(logits, keepdims=True)
+        scores = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
         if not self._greedy:
             mx.random.seed(_key(self._seed, position))
         token: mx.array = self._sample(scores)
         for back in self._looking_back:
             if back.history is not None:
                 back.history = mx.concatenate([back.history, token.astype(mx.int32)])[-self._window :]
+        return token, self.scores(scores, token)
+
+    def scores(self, scores: mx.array, token: mx.array) -> Scores | None:
+        """Return what is wanted of log-probabilities (1, vocabulary)."""
         if self._logprobs is None:
-            return token, None, None
+            return None
         chosen = mx.take_along_axis(scores, token[:, None], axis=-1)[0].astype(mx.float32)
-        return token, chosen, _top(scores[0], self._logprobs)
+        return chosen, _top(scores[0], self._logprobs)
+
+
+def sample_rows(
+    samplers: Sequence[TokenSampler], logits: mx.array, positions: Sequence[int]
+) -> tuple[mx.array, list[Scores | None]]:
+    """Choose a token for each row of ``logits`` (rows, vocabulary); return the tokens (rows,), and scores."""
+    if not all(sampler.is_plain for sampler in samplers):
+        found = [
+            sampler(logits[index : index + 1], position)
+            for index, (sampler, position) in enumerate(zip(samplers, positions, strict=True))
+        ]
+        return mx.concatenate([token for token, _ in found]), [scores for _, scores in found]
+    # The same arithmetic for all rows at once, which gives each row the same bits.
+    scores = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+    tokens = mx.argmax(scores, axis=-1)
+    return tokens, [
+        sampler.scores(scores[index : index + 1], tokens[index : index + 1]) for index, sampler in enumerate(samplers)
+    ]
 
 
 class _LookingBack:
@@ -126,9 +151,12 @@ def _key(seed: int, position: int) -> int:
     return z ^ (z >> 31)
 
 
-def collect_top(top: mx.array | None) -> tuple[tuple[int, float], ...]:
-    """Turn what :class:`TokenSampler` returned into (id, log-probability) pairs, likeliest first."""
+def collect_scores(scores: Scores | None) -> tuple[float | None, tuple[tuple[int, float], ...]]:
+    """Turn scores into the token's log-probability and (id, log-probability) pairs, likeliest first."""
+    if scores is None:
+        return None, ()
+    chosen, top = scores
     if top is None:
-        return ()
+        return float(chosen.item()), ()
     ids, values = (row.tolist() for row in top)
-    return tuple((int(token), float(value)) for token, value in zip(ids, values, strict=True))
+    return float(chosen.item()), tuple((int(token), float(value)) for token, value in zip(ids, values, strict=True))

@@ -1,34 +1,66 @@
-"""Which step of which sequence runs next: the pure part of a driver.
+"""Which step runs next: the pure part of a driver. Values in, values out; the time is passed in.
 
-Sequences are independent here: each has its own steps in flight, and the stages take them in the order they come, so
-that with several stages several sequences are in the pipeline at once.
+Sequences that generate are gathered in micro-batches, of which each decodes one token a sequence in one forward pass.
+There is one micro-batch for each stage, so that all stages work: while one is in the second stage, another is in the
+first. With a single stage the next step of a micro-batch may start before its tokens are known, so that the device
+never waits for Python. Which sequences a micro-batch holds is said anew with every step.
 
-A prompt is taken in by chunks, and its last token in a step of its own, as mlx-lm does it: products of the same
-shapes give the same rounding, and the very same text.
+A prompt is taken in by chunks, and several short ones at once; its last token is fed with the step that samples, as
+mlx-lm does it. While others decode, prompts have a turn after each round of theirs, of so few tokens that it takes
+about as long as that round, and take turns among themselves: so nobody waits for the whole of a long prompt.
+
+The KV cache has room for a number of positions. A sequence starts when what it holds by then fits, beside what the
+others hold, padding included. If they outgrow it, the one that came last gives up its room and begins anew later,
+with the tokens that it has by then as part of its prompt. The one that came first is never held up by others.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
+from collections.abc import Callable, Iterable
+from functools import partial
 
 import msgspec
 
-from runtime.inference.protocol import Step
+from runtime.inference.pace import LEAST_CHUNK, Pace
+from runtime.inference.protocol import Row, Step
+
+CACHE_STEP = 256
+"""Positions by which mlx-lm's caches grow."""
+TOGETHER = 256
+"""Positions of prompts, padded to one length, up to which they are taken in at once. The weights are read once for all
+of them; with more, the products are as fast as they get, and the first of them would wait for the last."""
+PADDING = 4096
+"""Positions of padding that are too many for a sequence to share a micro-batch with far shorter ones: reading that
+many costs more than reading the weights once more."""
 
 
-class _Sequence(msgspec.Struct):
-    prompt: tuple[int, ...]
-    max_tokens: int
-    eos: frozenset[int]
-    replayed: int = 0
-    """Tokens at the end of ``prompt`` that were generated once already."""
-    issued: int = 0
-    """Prompt tokens for which a step was issued."""
-    samples: int = 0
-    """Steps that sample, issued."""
-    tokens: int = 0
-    """Tokens sampled."""
-    in_flight: int = 0
+def whole_steps(tokens: int) -> int:
+    """Return the positions of a cache that grew to hold ``tokens``."""
+    return -(-tokens // CACHE_STEP) * CACHE_STEP
+
+
+class Capacity(msgspec.Struct, frozen=True):
+    """What the stages can take at once."""
+
+    stages: int
+    sequences: int
+    """That run at once."""
+    waiting: int
+    """That may wait beyond those."""
+    chunk: int
+    """Prompt tokens a step, at most."""
+    context: int
+    """Tokens of one sequence, at most."""
+    positions: int
+    """Of the KV cache, for all sequences; at least the context."""
+    batches: bool = True
+    """Whether the model takes several sequences in one forward pass."""
+
+    def cache(self, tokens: int) -> int:
+        """Return the positions that the cache of one sequence with ``tokens`` takes: it grows by steps."""
+        return min(tokens + CACHE_STEP, whole_steps(self.context))
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -38,116 +70,389 @@ class Progress(msgspec.Struct, frozen=True):
     reason: str | None
 
 
+class _Sequence(msgspec.Struct):
+    order: int
+    """Sequences are numbered as they come."""
+    prompt: tuple[int, ...]
+    max_tokens: int
+    eos: frozenset[int]
+    tokens: list[int]
+    """Sampled so far."""
+    fed: int = 0
+    """Positions for which steps were issued since the cache was empty."""
+    in_flight: int = 0
+    batch: int | None = None
+    is_open: bool = False
+    """Whether the stages know it."""
+
+    @property
+    def known(self) -> int:
+        return len(self.prompt) + len(self.tokens)
+
+    def known_tokens(self, start: int, stop: int) -> tuple[int, ...]:
+        """Return tokens of the prompt and the completion, as far as they are known."""
+        split = len(self.prompt)
+        return (*self.prompt[start:stop], *self.tokens[max(0, start - split) : max(0, stop - split)])
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether a step was issued for each token that it may have."""
+        return self.fed + 1 - len(self.prompt) >= self.max_tokens
+
+
+class _Batch(msgspec.Struct):
+    rows: list[int]
+    in_flight: int = 0
+    came: float | None = None
+    """When a step of it came out last."""
+    taken_in: int = 0
+    """Prompt tokens that had been taken in by then."""
+
+
+class _Flight(msgspec.Struct):
+    """A step on its way."""
+
+    batch: int | None
+    rows: tuple[int, ...]
+    prompt_tokens: int
+
+
 class Scheduler:
-    """Admits sequences up to a limit, and issues their steps.
+    """Admits sequences, and issues steps. Each step is answered once, by :meth:`done`."""
 
-    Args:
-        stages: length of the pipeline. With one stage, the next step may start before the token is known.
-        limit: sequences at once.
-        waiting: sequences that may wait beyond that.
-        chunk: prompt tokens a step.
-    """
-
-    def __init__(self, *, stages: int, limit: int, waiting: int, chunk: int) -> None:
-        self._window = stages + 1
-        """Steps of one sequence in flight."""
-        self._lookahead = 1 if stages == 1 else 0
-        self._limit = limit
-        self._capacity = limit + waiting
-        self._chunk = chunk
-        self._active: dict[int, _Sequence] = {}
-        self._waiting: deque[tuple[int, _Sequence]] = deque()
+    def __init__(self, capacity: Capacity) -> None:
+        self._capacity = capacity
+        self._numbers = itertools.count(1)
+        self._orders = itertools.count(1)
+        self._names = itertools.count(1)
+        self._running: dict[int, _Sequence] = {}
+        self._waiting: deque[int] = deque()
+        self._sequences: dict[int, _Sequence] = {}
+        """All of them, running ones and waiting ones."""
+        self._prompts: deque[int] = deque()
+        """Running sequences whose prompt is not all issued, the next one first."""
+        self._batches: dict[int, _Batch] = {}
+        """By name; the one that waited longest first."""
+        self._flights: dict[int, _Flight] = {}
+        self._dropped: list[int] = []
+        """Sequences whose caches the stages are to drop with the next step."""
+        self._round = 0
+        """Decode steps since the last turn of prompts."""
+        self._turn = 0
+        """Prompt tokens that may still be issued in the turn that began."""
+        self._taken_in = 0
+        """Prompt tokens so far."""
+        self._pace = Pace()
 
     @property
     def load(self) -> int:
         """Sequences running and waiting."""
-        return len(self._active) + len(self._waiting)
+        return len(self._sequences)
 
     @property
     def sequences(self) -> list[int]:
         """Ids of all sequences, running ones first."""
-        return [*self._active, *(sequence for sequence, _ in self._waiting)]
+        return [*self._running, *self._waiting]
+
+    @property
+    def positions(self) -> int:
+        """Positions of the KV cache that are taken, or promised to prompts."""
+        return sum(self._size(batch.rows) for batch in self._batches.values()) + sum(
+            self._capacity.cache(self._running[sequence].known + 1) for sequence in self._unbatched()
+        )
 
     def is_full(self) -> bool:
         """Whether one more sequence would be refused."""
-        return self.load >= self._capacity
+        return self.load >= self._capacity.sequences + self._capacity.waiting
 
     def add(
-        self, sequence: int, prompt: tuple[int, ...], max_tokens: int, eos: tuple[int, ...], replayed: int = 0
+        self,
+        sequence: int,
+        prompt: tuple[int, ...],
+        max_tokens: int,
+        eos: tuple[int, ...],
+        generated: tuple[int, ...] = (),
     ) -> None:
         """Queue a sequence; :meth:`admit` starts it.
 
-        The last ``replayed`` tokens of the prompt were generated once already. They are taken in one by one as they
-        were then, and the prompt before them by the same chunks, for the same rounding.
+        What was ``generated`` of it elsewhere is taken in like a prompt, as that of a sequence which gave up its room.
+        ``max_tokens`` counts it too.
         """
-        self._waiting.append((sequence, _Sequence(prompt, max_tokens, frozenset(eos), replayed)))
+        self._sequences[sequence] = _Sequence(next(self._orders), prompt, max_tokens, frozenset(eos), [*generated])
+        self._waiting.append(sequence)
 
     def admit(self) -> list[int]:
-        """Return the sequences that may start now."""
-        admitted = []
-        while self._waiting and len(self._active) < self._limit:
-            sequence, state = self._waiting.popleft()
-            self._active[sequence] = state
-            admitted.append(sequence)
-        return admitted
+        """Start the sequences that there is room for; return those of them that the stages do not know.
 
-    def steps(self, sequence: int) -> list[Step]:
-        """Return the steps that a sequence can take now; they are counted as in flight."""
-        state = self._active.get(sequence)
-        if state is None:
-            return []
-        steps: list[Step] = []
-        last = len(state.prompt) - 1
-        while state.issued < last and state.in_flight < self._window:
-            end = min(state.issued + self._chunk, max(last - state.replayed, state.issued + 1))
-            tokens = state.prompt[state.issued : end]
-            steps.append(self._issue(state, Step(sequence, state.issued, tokens, sample=False)))
-            state.issued += len(tokens)
-        if state.issued == last and state.in_flight < self._window:
-            steps.append(self._issue(state, Step(sequence, last, state.prompt[last:], sample=True)))
-            state.issued += 1
-            state.samples += 1
-        while (
-            self._lookahead
-            and state.issued > last
-            and state.samples < state.max_tokens
-            and state.samples - state.tokens <= self._lookahead
-            and state.in_flight < self._window
-        ):
-            steps.append(self._issue(state, Step(sequence, last + state.samples, None, sample=True)))
-            state.samples += 1
+        Nothing is issued for those before :meth:`opened`.
+        """
+        strangers = []
+        while self._waiting and len(self._running) < self._capacity.sequences:
+            sequence = self._waiting[0]
+            state = self._sequences[sequence]
+            # Some room to grow in, or it would give up its place at once.
+            needed = self._capacity.cache(state.known + CACHE_STEP)
+            if state.in_flight or (self._running and self.positions + needed > self._capacity.positions):
+                break
+            self._waiting.popleft()
+            self._running[sequence] = state
+            if state.is_open:
+                self._begin(sequence, state)
+            else:
+                strangers.append(sequence)
+        return strangers
+
+    def opened(self, sequence: int) -> None:
+        """The stages know a sequence now."""
+        state = self._running.get(sequence)
+        if state is not None:
+            state.is_open = True
+            self._begin(sequence, state)
+
+    def issue(self) -> list[Step]:
+        """Return the steps that can start now, in the order in which they must; they are in flight from then on."""
+        steps = []
+        while (step := self._next()) is not None:
+            steps.append(step)
         return steps
 
-    def prefilled(self, sequence: int) -> None:
-        """A step without a sample came out of the pipeline."""
-        state = self._active.get(sequence)
-        if state is not None:
-            state.in_flight -= 1
+    def done(self, number: int, now: float) -> tuple[int, ...]:
+        """A step came out of the pipeline, or failed; return its sequences."""
+        flight = self._flights.pop(number, None)
+        if flight is None:
+            return ()
+        for sequence in flight.rows:
+            state = self._sequences.get(sequence)
+            if state is not None:
+                state.in_flight -= 1
+        if flight.batch is None:
+            self._taken_in += flight.prompt_tokens
+        else:
+            batch = self._batches[flight.batch]
+            batch.in_flight -= 1
+            if batch.came is not None:
+                self._pace.gap(now - batch.came, self._taken_in - batch.taken_in)
+            batch.came, batch.taken_in = now, self._taken_in
+            self._forget_if_empty(flight.batch)
+        return flight.rows
 
-    def sampled(self, sequence: int, token: int) -> tuple[Progress | None, list[Step]]:
-        """A token came out of the pipeline; return what became of it and the steps it allows."""
-        state = self._active.get(sequence)
-        if state is None:
-            return None, []
-        state.in_flight -= 1
-        state.tokens += 1
-        reason = "stop" if token in state.eos else "length" if state.tokens >= state.max_tokens else None
-        progress = Progress(state.tokens - 1, reason)
+    def sampled(self, sequence: int, position: int, token: int) -> Progress | None:
+        """A token was chosen to follow ``position`` others; None if the sequence is gone. It is removed at its end."""
+        state = self._sequences.get(sequence)
+        if state is None or position != state.known:
+            return None
+        state.tokens.append(token)
+        reason = "stop" if token in state.eos else "length" if len(state.tokens) >= state.max_tokens else None
         if reason is not None:
-            return progress, []
-        if self._lookahead:
-            return progress, self.steps(sequence)
-        position = len(state.prompt) - 1 + state.samples
-        state.samples += 1
-        return progress, [self._issue(state, Step(sequence, position, (token,), sample=True))]
+            self.remove(sequence)
+        return Progress(len(state.tokens) - 1, reason)
 
-    def remove(self, sequence: int) -> bool:
-        """Forget a sequence; return whether it had been started."""
-        if self._active.pop(sequence, None) is not None:
-            return True
-        self._waiting = deque(entry for entry in self._waiting if entry[0] != sequence)
-        return False
+    def remove(self, sequence: int) -> None:
+        """Forget a sequence, if it is here."""
+        state = self._sequences.pop(sequence, None)
+        if state is None:
+            return
+        if self._running.pop(sequence, None) is None:
+            self._waiting.remove(sequence)
+        else:
+            self._take_room(sequence, state)
 
-    def _issue(self, state: _Sequence, step: Step) -> Step:
-        state.in_flight += 1
+    # -- what runs next ---------------------------------------------------------------------------------------------
+
+    def _next(self) -> Step | None:
+        if self._prompts and not self._turn and self._may_turn():
+            self._turn, self._round = self._chunk(), 0
+        if self._turn and self._prompts:
+            return self._prompt_step()
+        self._turn = 0
+        step = self._decode_step()
+        if step is not None:
+            self._round += 1
         return step
+
+    def _may_turn(self) -> bool:
+        """Whether it is the turn of prompts: after a round of decoding, and when few are still on their way."""
+        stages = self._capacity.stages
+        if sum(flight.batch is None for flight in self._flights.values()) > stages:
+            return False
+        return self._round >= min(stages, len(self._batches))
+
+    def _prompt_step(self) -> Step:
+        """Return the next chunk of the prompt that comes next, or several short prompts at once."""
+        together = self._short_prompts()
+        rows = []
+        for _ in range(max(1, together)):
+            sequence = self._prompts.popleft()
+            state = self._running[sequence]
+            start, stop = state.fed, min(state.fed + self._turn, state.known - 1)
+            rows.append(Row(sequence, start, state.known_tokens(start, stop)))
+            state.fed = stop
+            self._begin(sequence, state)
+        tokens = sum(len(row.tokens or ()) for row in rows)
+        left = self._turn - tokens
+        self._turn = left if self._batches and left >= LEAST_CHUNK else 0
+        return self._launch(None, tuple(rows), tokens)
+
+    def _short_prompts(self) -> int:
+        """Return how many of the next prompts are so short that together they cost little more than one."""
+        if not self._capacity.batches:
+            return 0
+        longest = count = 0
+        for sequence in self._prompts:
+            state = self._running[sequence]
+            longest = max(longest, state.known - 1)
+            if state.fed or (count + 1) * longest > min(self._turn, TOGETHER):
+                break
+            count += 1
+        return count
+
+    def _chunk(self) -> int:
+        if not self._batches:
+            return self._capacity.chunk
+        running = sum(len(batch.rows) for batch in self._batches.values())
+        return self._pace.chunk(self._capacity.chunk, len(self._prompts), running)
+
+    def _decode_step(self) -> Step | None:
+        """Return the next step of the micro-batch that waited longest, if it may start."""
+        stages = self._capacity.stages
+        flying = sum(batch.in_flight for batch in self._batches.values())
+        if flying >= max(stages, 2):
+            return None
+        for name, batch in list(self._batches.items()):
+            if batch.in_flight and (stages > 1 or len(self._batches) > 1):
+                continue
+            if not batch.in_flight:
+                self._balance(name, batch)
+            self._make_room(partial(self._grown, name))
+            if name not in self._batches:
+                continue
+            rows = [(sequence, self._running[sequence]) for sequence in batch.rows]
+            for sequence, state in rows:
+                if state.is_exhausted:
+                    batch.rows.remove(sequence)
+                    state.batch = None
+                    self._dropped.append(sequence)
+            rows = [(sequence, state) for sequence, state in rows if state.batch == name]
+            if not rows:
+                self._forget_if_empty(name)
+                continue
+            step_rows = tuple(Row(sequence, state.fed, self._token(state)) for sequence, state in rows)
+            for _, state in rows:
+                state.fed += 1
+            batch.in_flight += 1
+            self._batches[name] = self._batches.pop(name)
+            return self._launch(name, step_rows)
+        return None
+
+    @staticmethod
+    def _token(state: _Sequence) -> tuple[int, ...] | None:
+        return state.known_tokens(state.fed, state.fed + 1) if state.fed < state.known else None
+
+    def _launch(self, batch: int | None, rows: tuple[Row, ...], prompt_tokens: int = 0) -> Step:
+        number = next(self._numbers)
+        for row in rows:
+            self._sequences[row.sequence].in_flight += 1
+        self._flights[number] = _Flight(batch, tuple(row.sequence for row in rows), prompt_tokens)
+        dropped, self._dropped = tuple(self._dropped), []
+        return Step(number, batch, rows, dropped)
+
+    # -- who is together with whom ----------------------------------------------------------------------------------
+
+    def _begin(self, sequence: int, state: _Sequence) -> None:
+        """Go on with a prompt, or to decoding once all but its last token is issued."""
+        if state.fed < state.known - 1:
+            self._prompts.append(sequence)
+        else:
+            self._join(sequence, state)
+
+    def _join(self, sequence: int, state: _Sequence) -> None:
+        """Put a sequence into the smallest micro-batch that it suits, else into one of its own."""
+        names = sorted(self._batches, key=lambda name: len(self._batches[name].rows))
+        if len(names) >= self._capacity.stages and self._capacity.batches:
+            for name in names:
+                if self._suits(self._batches[name].rows, [sequence], PADDING):
+                    state.batch = name
+                    self._batches[name].rows.append(sequence)
+                    return
+        state.batch = next(self._names)
+        self._batches[state.batch] = _Batch([sequence])
+
+    def _suits(self, rows: list[int], more: list[int], padding: int) -> bool:
+        """Whether the cache has room for both together, with no more than so much padding beside what each has."""
+        together = self._size([*rows, *more])
+        added = together - self._size(rows) - self._size(more)
+        free = self._capacity.positions - self.positions
+        return added <= min(padding, free)
+
+    def _balance(self, name: int, batch: _Batch) -> None:
+        """Even out the micro-batches: those that sequences left, and those that were too different to share one."""
+        if not self._capacity.batches:
+            return
+        stages = self._capacity.stages
+        if len(self._batches) < stages and len(batch.rows) > 1:
+            other = next(self._names)
+            self._batches[other] = _Batch([])
+            self._move(batch, other, len(batch.rows) // 2)
+            return
+        smallest = min(self._batches, key=lambda each: len(self._batches[each].rows))
+        if len(self._batches) > stages:
+            others = sorted(self._batches.keys() - {name}, key=lambda each: len(self._batches[each].rows))
+            for other in others:
+                if self._suits(self._batches[other].rows, batch.rows, PADDING // 2):
+                    self._move(batch, other, len(batch.rows))
+                    return
+        elif len(batch.rows) - len(self._batches[smallest].rows) > 1:
+            surplus = (len(batch.rows) - len(self._batches[smallest].rows)) // 2
+            if self._suits(self._batches[smallest].rows, batch.rows[-surplus:], PADDING // 2):
+                self._move(batch, smallest, surplus)
+
+    def _move(self, batch: _Batch, to: int, count: int) -> None:
+        """Move the last ``count`` sequences, of which no step is in flight."""
+        moved = batch.rows[len(batch.rows) - count :]
+        del batch.rows[len(batch.rows) - count :]
+        self._batches[to].rows += moved
+        for sequence in moved:
+            self._running[sequence].batch = to
+
+    def _forget_if_empty(self, name: int) -> None:
+        batch = self._batches[name]
+        if not batch.rows and not batch.in_flight:
+            del self._batches[name]
+
+    # -- room in the KV cache ---------------------------------------------------------------------------------------
+
+    def _unbatched(self) -> Iterable[int]:
+        """Return the running sequences that hold a cache of their own, or are promised one."""
+        return (sequence for sequence, state in self._running.items() if state.batch is None and not state.is_exhausted)
+
+    def _size(self, rows: list[int], more: int = 0) -> int:
+        """Return the positions of a micro-batch that holds ``more`` positions a sequence than now."""
+        if not rows:
+            return 0
+        longest = max(self._running[sequence].fed for sequence in rows)
+        return len(rows) * self._capacity.cache(longest + more)
+
+    def _grown(self, name: int) -> int:
+        rows = self._batches[name].rows if name in self._batches else []
+        return self.positions + self._size(rows, 1) - self._size(rows)
+
+    def _make_room(self, needed: Callable[[], int]) -> None:
+        """Take the room of those who came last, until what is needed fits or only the first of them is left."""
+        while needed() > self._capacity.positions:
+            holders = [sequence for sequence, state in self._running.items() if not state.is_exhausted]
+            if len(holders) < 2:
+                return
+            last = max(holders, key=lambda sequence: self._running[sequence].order)
+            state = self._running.pop(last)
+            self._take_room(last, state)
+            state.fed = 0
+            self._waiting.appendleft(last)
+
+    def _take_room(self, sequence: int, state: _Sequence) -> None:
+        self._dropped.append(sequence)
+        if sequence in self._prompts:
+            self._prompts.remove(sequence)
+        name, state.batch = state.batch, None
+        if name is not None:
+            self._batches[name].rows.remove(sequence)
+            self._forget_if_empty(name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
@@ -16,7 +15,7 @@ from runtime.errors import ActorStopped, ModelError, ModelNotFound, RuntimeFault
 from runtime.inference.accelerator import prepare
 from runtime.inference.borrowing import Borrower, PeerReader, open_same
 from runtime.inference.catalogue import Catalogue
-from runtime.inference.compute import Collect, ComputeThread
+from runtime.inference.compute import Computation, ComputeThread
 from runtime.inference.failure import as_fault
 from runtime.inference.progress import ProgressBoard
 from runtime.inference.protocol import (
@@ -27,11 +26,11 @@ from runtime.inference.protocol import (
     LoadProgress,
     OpenSequence,
     OpenStage,
-    Prefilled,
-    Sampled,
+    Row,
     StageOpened,
     Step,
     StepFailed,
+    sequences_of,
 )
 from runtime.inference.reclaim import reclaim, trim
 from runtime.inference.step_times import StepTimes
@@ -49,7 +48,8 @@ from runtime.spi import (
 )
 
 if TYPE_CHECKING:
-    from runtime.inference.sequence import StageSequence
+    from runtime.inference.microbatch import StageSequence
+    from runtime.inference.sequence import Result, StageSequences
     from runtime.inference.shard import Shard
 
 STAGES = "stages"
@@ -203,6 +203,7 @@ class Stage(Actor):
         self._shard: Shard | None = None
         self._next: ActorRef | None = None
         self._sequences: dict[int, StageSequence] = {}
+        self._work: StageSequences | None = None
         self._began = False
         """Whether loading began, so that there is memory to give back."""
         self._abandoned = False
@@ -241,7 +242,7 @@ class Stage(Actor):
         if not self._began:
             return
         loaded = self._shard is not None
-        self._abandoned, self._shard = True, None
+        self._abandoned, self._shard, self._work = True, None, None
         await self._compute.run(reclaim, outlasts=True)
         if not loaded:
             logger.info("gave up loading layers {} of {}", self._order.span, self._order.model)
@@ -254,22 +255,24 @@ class Stage(Actor):
         start = self.context.now()
         self._began = True
         try:
-            self._shard, size = await self._compute.run(self._make_shard)
+            shard, self._work, alone = await self._compute.run(self._make_shard)
         except Exception as error:  # noqa: BLE001 - a plugin's failure is the asker's to hear, with its reason
             reply.fail(as_fault(error, f"loading layers {order.span} of {order.model} on {self.context.node}"))
             self.context.stop_self()
             return
+        self._shard, size = shard, shard.nbytes
         seconds = self.context.now() - start
         emit_all(self._telemetry, ModelLoaded(order.model, len(order.span), size, seconds))
         logger.info("loaded layers {} of {}: {:.0f} MB in {:.1f} s", order.span, order.model, size / 1e6, seconds)
-        reply.answer(StageOpened(self.context.self_ref, size, seconds))
+        reply.answer(StageOpened(self.context.self_ref, size, seconds, alone))
 
-    def _make_shard(self) -> tuple[Shard, int]:
-        """Load the slice, and count its bytes. Runs on the compute thread."""
+    def _make_shard(self) -> tuple[Shard, StageSequences, str | None]:
+        """Load the slice, and find out why the model takes one sequence at a time, if so. On the compute thread."""
         # Whatever imports MLX is imported here: see runtime.inference.accelerator.
         prepare()
-        from runtime.inference import sequence  # noqa: F401 - for _open_sequence, which runs on the event loop
-        from runtime.inference.loading import load_shard
+        from runtime.inference.batchable import reason_against
+        from runtime.inference.loading import choose_family, load_shard
+        from runtime.inference.sequence import StageSequences
 
         order = self._order
 
@@ -279,67 +282,66 @@ class Stage(Actor):
             self._progress(Download(order.model, "loading", done, total))
 
         shard = load_shard(self._families, self._checkpoint, order.span, order.options, report)
-        return shard, shard.nbytes
+        family = choose_family(self._families, self._checkpoint)
+        alone = reason_against(family, self._checkpoint) if order.span.is_first else None
+        return shard, StageSequences(shard, self._sequences), alone
 
     def _open_sequence(self, message: OpenSequence) -> Done:
-        from runtime.inference.sequence import StageSequence
+        from runtime.inference.microbatch import StageSequence
 
         if self._shard is None:
             raise ModelError(f"{self.context.self_ref} has no model loaded")
-        self._sequences[message.sequence] = StageSequence(self._shard, message)
+        self._sequences[message.sequence] = StageSequence(message)
         return Done()
 
     def _close_sequence(self, sequence: int) -> None:
-        if self._sequences.pop(sequence, None) is not None and not self._sequences:
+        work = self._work
+        if self._sequences.pop(sequence, None) is None or self._sequences or work is None:
+            return  # the next step tells what to drop
+
+        def drop() -> None:
+            work.drop_closed()
             # The ledger takes a freed cache for promised memory, which it is only once the system has it back.
-            self._compute.submit(lambda: trim, lambda _, error: None)
+            trim()
+
+        self._compute.submit(lambda: Computation(drop), lambda _, error: None)
 
     def _start(self, step: Step | Hidden) -> None:
-        sequence = self._sequences.get(step.sequence)
-        if sequence is None:
-            return  # it was closed while this step was on its way
-
-        def step_unless_closed() -> Collect[Hidden | Sampled | Prefilled]:
-            # What waits in the queue of a sequence that was closed meanwhile would hold up the others for nothing.
-            if step.sequence not in self._sequences:
-                raise ActorStopped(f"sequence {step.sequence} was closed")
-            return sequence.step(step)
-
+        work = self._work
+        if work is None:
+            raise ModelError(f"{self.context.self_ref} has no model loaded")
         self._compute.submit(
-            step_unless_closed,
-            lambda result, error: self._finish(step.sequence, result, error),
+            lambda: work.step(step),
+            lambda result, error: self._finish(step, result, error),
             self._times.expected(_tokens(step)),
         )
 
-    def _finish(self, sequence: int, result: Hidden | Sampled | Prefilled | None, error: BaseException | None) -> None:
-        if sequence not in self._sequences:
-            return
+    def _finish(self, step: Step | Hidden, result: Result | None, error: BaseException | None) -> None:
         try:
             self._pass_on(result, error)
         except Exception as failure:  # noqa: BLE001 - whatever broke this step must not break the other sequences
-            self._sequences.pop(sequence, None)
+            for sequence in sequences_of(step):
+                self._sequences.pop(sequence, None)
             if not isinstance(failure, RuntimeFault):
                 logger.opt(exception=failure).error("a step over layers {} failed", self._order.span)
-            self._fail(sequence, failure)
+            self._fail(step.number, failure)
 
-    def _pass_on(self, result: Hidden | Sampled | Prefilled | None, error: BaseException | None) -> None:
+    def _pass_on(self, result: Result | None, error: BaseException | None) -> None:
         target = self._next if isinstance(result, Hidden) else self._order.driver
         if result is None or target is None:
             raise error or ModelError(f"layers {self._order.span} have no next stage")
         self.context.tell(target, result)
 
-    def _fail(self, sequence: int, failure: Exception) -> None:
+    def _fail(self, number: int, failure: Exception) -> None:
         text = f"{self.context.node}: {str(failure) or repr(failure)}"
         code = failure.code if isinstance(failure, RuntimeFault) else RuntimeFault.code
         try:
-            self.context.tell(self._order.driver, StepFailed(sequence, text, code))
+            self.context.tell(self._order.driver, StepFailed(number, text, code))
         except RuntimeFault as fault:
             logger.debug("the driver of {} is not told of a failed step: {}", self._order.model, fault)
 
 
 def _tokens(step: Step | Hidden) -> int:
-    """Return over how many tokens a step goes."""
-    if isinstance(step, Step):
-        return len(step.tokens or (None,))
-    hidden = step.state.get("hidden")
-    return 1 if hidden is None else math.prod(hidden.shape[:2])
+    """Return over how many tokens a step goes, those included that shorter rows are padded with."""
+    lengths = [len(row.tokens or (None,)) if isinstance(row, Row) else row[2] for row in step.rows]
+    return len(lengths) * max(lengths, default=0)

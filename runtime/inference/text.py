@@ -97,10 +97,14 @@ class TextStream:
         self._detokenizer = detokenizer
         self._filter = StopFilter(stops)
 
-    def feed(self, token: int) -> Piece:
-        """Take a token; return the text it completes, which may be none."""
+    def feed(self, token: int, *, may_stop: bool = True) -> Piece:
+        """Take a token; return the text it completes, which may be none.
+
+        Text of the first tokens that may not stop is in no stop text.
+        """
         self._detokenizer.add_token(token)
-        return self._filter.feed(self._detokenizer.last_segment)
+        text = self._detokenizer.last_segment
+        return self._filter.feed(text) if may_stop else Piece(text)
 
     def finish(self) -> Piece:
         """Take the end of the sequence; return the rest of the text."""

@@ -78,6 +78,7 @@ class Transcript:
             max_tokens=min(self._max_tokens, context - len(self.prompt)),
             logprobs=self.request.logprobs,
             eos=self._eos,
+            min_tokens=self.request.min_tokens,
             generated=tuple(self.tokens),
         )
 
@@ -103,7 +104,7 @@ class Transcript:
         self.tokens.append(token.token)
         if token.reason == "stop":
             return self._finish((), FinishReason.STOP, now)
-        piece = self._text.feed(token.token)
+        piece = self._text.feed(token.token, may_stop=len(self.tokens) > self.request.min_tokens)
         if token.logprob is not None:
             text = self._tokenizer.token_text
             top = tuple((text(other), logprob) for other, logprob in token.top)

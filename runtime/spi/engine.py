@@ -82,6 +82,8 @@ class GenerationRequest(msgspec.Struct, frozen=True):
     """With each token, its log-probability and those of this many likeliest tokens. None is off."""
     ignore_eos: bool = False
     """Go on past the model's end-of-text token; for benchmarks."""
+    min_tokens: int = 0
+    """Tokens to generate before the end-of-text token may be chosen, and before stop texts are looked for."""
     keep_alive: float | None = None
     """Seconds to keep the model loaded afterwards; None is the configured time, negative is for ever."""
     truncate: bool = False

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from runtime.inference.compute import Collect, ComputeThread
+from runtime.inference.compute import Computation, ComputeThread
 from tests.wire.loopback import eventually
 
 
@@ -31,13 +31,24 @@ class Recorder:
         self.gate = threading.Event()
 
     def submit(
-        self, job: int, *, dispatch: Exception | None = None, collect: Exception | None = None, wait: bool = False
+        self,
+        job: int,
+        *,
+        dispatch: Exception | None = None,
+        launch: Exception | None = None,
+        collect: Exception | None = None,
+        wait: bool = False,
     ) -> None:
-        def dispatched() -> Collect[int]:
+        def dispatched() -> Computation[int]:
             self.log.append(f"dispatch {job}")
             if dispatch is not None:
                 raise dispatch
-            return collected
+            return Computation(collected, launched)
+
+        def launched() -> None:
+            self.log.append(f"launch {job}")
+            if launch is not None:
+                raise launch
 
         def collected() -> int:
             if wait:
@@ -53,16 +64,21 @@ class Recorder:
         await eventually(lambda: len(self.results) == count)
 
 
-async def test_the_next_job_is_dispatched_before_the_one_before_it_is_collected(compute: ComputeThread) -> None:
+async def test_the_next_job_is_dispatched_before_the_one_before_it_is_collected_and_launched_after(
+    compute: ComputeThread,
+) -> None:
     recorder = Recorder(compute)
     blocked = threading.Event()
-    compute.submit(lambda: lambda: blocked.wait(10), lambda value, error: None)
+    compute.submit(lambda: Computation(lambda: blocked.wait(10)), lambda value, error: None)
     for job in range(3):
         recorder.submit(job)
     blocked.set()
     await recorder.done(3)
     assert recorder.log == [
-        *("dispatch 0", "dispatch 1", "collect 0", "dispatch 2", "collect 1", "collect 2"),
+        *("dispatch 0", "launch 0"),
+        *("dispatch 1", "collect 0", "launch 1"),
+        *("dispatch 2", "collect 1", "launch 2"),
+        "collect 2",
     ]
     assert recorder.results == {0: 0, 1: 10, 2: 20}
 
@@ -71,35 +87,39 @@ async def test_a_job_alone_is_collected_without_waiting_for_another(compute: Com
     recorder = Recorder(compute)
     recorder.submit(1)
     await recorder.done(1)
-    assert recorder.log == ["dispatch 1", "collect 1"]
+    assert recorder.log == ["dispatch 1", "launch 1", "collect 1"]
 
 
-async def test_a_failure_in_either_half_reaches_who_submitted_it_and_nobody_else(compute: ComputeThread) -> None:
+async def test_a_failure_in_any_part_reaches_who_submitted_it_and_nobody_else(compute: ComputeThread) -> None:
     recorder = Recorder(compute)
-    first, second = ValueError("first half"), ValueError("second half")
+    first, second, third = ValueError("first part"), ValueError("second part"), ValueError("third part")
     recorder.submit(1)
     recorder.submit(2, dispatch=first)
     recorder.submit(3)
-    recorder.submit(4, collect=second)
+    recorder.submit(4, launch=second)
     recorder.submit(5)
-    await recorder.done(5)
-    assert recorder.results == {1: 10, 2: first, 3: 30, 4: second, 5: 50}
+    recorder.submit(6, collect=third)
+    recorder.submit(7)
+    await recorder.done(7)
+    assert recorder.results == {1: 10, 2: first, 3: 30, 4: second, 5: 50, 6: third, 7: 70}
 
 
 async def test_done_is_called_on_the_event_loop(compute: ComputeThread) -> None:
     heard: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-    compute.submit(lambda: threading.get_ident, lambda value, error: heard.set_result(threading.get_ident()))
+    compute.submit(
+        lambda: Computation(threading.get_ident), lambda value, error: heard.set_result(threading.get_ident())
+    )
     assert await heard == threading.get_ident()
     assert await compute.run(threading.get_ident) != threading.get_ident()
 
 
-async def test_a_plain_function_runs_after_both_halves_of_the_jobs_before_it(compute: ComputeThread) -> None:
+async def test_a_plain_function_runs_after_all_parts_of_the_jobs_before_it(compute: ComputeThread) -> None:
     recorder = Recorder(compute)
     recorder.submit(1, wait=True)
     running = asyncio.create_task(compute.run(lambda: list(recorder.log)))
     await asyncio.sleep(0)
     recorder.gate.set()
-    assert await running == ["dispatch 1", "collect 1"]
+    assert await running == ["dispatch 1", "launch 1", "collect 1"]
 
 
 async def test_plain_functions_run_in_order_and_may_fail(compute: ComputeThread) -> None:
@@ -166,7 +186,7 @@ def test_a_job_that_outlives_the_loop_harms_nobody() -> None:
     gate, ran = threading.Event(), threading.Event()
 
     async def submit() -> None:
-        compute.submit(lambda: lambda: gate.wait(10), lambda value, error: None)
+        compute.submit(lambda: Computation(lambda: gate.wait(10)), lambda value, error: None)
 
     asyncio.run(submit())
     gate.set()

@@ -221,7 +221,7 @@ async def test_a_sequence_that_is_cancelled_before_it_is_opened_leaves_nothing_o
 
 
 async def test_a_sequence_that_waits_can_be_given_up(tiny: Path) -> None:
-    limits = DriverLimits(sequences=1, waiting=2, prefill_chunk=16, keep_alive=-1)
+    limits = DriverLimits(sequences=1, waiting=2, keep_alive=-1)
     async with serving("a", folders={"tiny": tiny}, limits=limits) as (a,):
         async with begun(a, request(max_tokens=LONG)):
             waiting = a.engine.generate(request())
@@ -233,7 +233,7 @@ async def test_a_sequence_that_waits_can_be_given_up(tiny: Path) -> None:
 
 
 async def test_one_generation_too_many_is_refused_and_the_others_go_on(tiny: Path) -> None:
-    limits = DriverLimits(sequences=1, waiting=1, prefill_chunk=16, keep_alive=-1)
+    limits = DriverLimits(sequences=1, waiting=1, keep_alive=-1)
     async with (
         serving("a", folders={"tiny": tiny}, limits=limits) as (a,),
         begun(a, request(max_tokens=LONG)) as running,
@@ -637,7 +637,7 @@ async def test_a_node_with_other_files_is_refused(tiny: Path, other: Path) -> No
 # -- failures -------------------------------------------------------------------------------------------------------
 
 
-async def test_a_step_that_is_missing_between_two_others_has_its_sequence_replayed_and_no_other(tiny: Path) -> None:
+async def test_a_step_that_fails_fails_its_micro_batch_only(tiny: Path) -> None:
     async with serving("a", "b", folders={"tiny": tiny}) as (a, b):
         await a.engine.load("tiny")
         async with begun(a, request(max_tokens=LONG)) as good:
@@ -646,7 +646,7 @@ async def test_a_step_that_is_missing_between_two_others_has_its_sequence_replay
             stage = b.stages()[0]
             await eventually(lambda: len(stage._sequences) == 2)
             victim = stage._sequences[max(stage._sequences)]
-            victim._position += 1
+            victim.position += 1
             replayed = [event async for event in bad]
             assert [token.token.id for event in replayed if isinstance(event, Delta) for token in event.tokens] == (
                 reference(tiny, PROMPT, LONG)
@@ -745,7 +745,7 @@ async def test_losing_the_sessions_node_frees_its_sequences(tiny: Path) -> None:
 
 
 async def test_sequences_that_wait_for_a_driver_that_ends_wait_for_the_next(tiny: Path) -> None:
-    limits = DriverLimits(sequences=1, waiting=3, prefill_chunk=16, keep_alive=-1)
+    limits = DriverLimits(sequences=1, waiting=3, keep_alive=-1)
     async with serving("a", "b", folders={"tiny": tiny}, limits=limits) as (a, b):
         async with begun(a, request(max_tokens=LONG)) as running:
             waiting = [asyncio.create_task(tokens(a, request())) for _ in range(3)]
@@ -858,7 +858,9 @@ async def test_what_is_no_prompt_is_refused_by_name(prompt: Text | Tokens | Chat
 
 
 async def test_many_prompts_are_tokenized_at_once(tiny: Path) -> None:
-    async with serving("a", folders={"tiny": tiny}, limits=DriverLimits(8, 32, 16, -1)) as (a,):
+    async with serving("a", folders={"tiny": tiny}, limits=DriverLimits(sequences=8, waiting=32, keep_alive=-1)) as (
+        a,
+    ):
         prompts = [Text(f"the quick brown fox number {number} " * 5) for number in range(16)]
         orders = [GenerationRequest("tiny", prompt, sampling=GREEDY, max_tokens=2) for prompt in prompts]
         heard = await asyncio.gather(*(events(a, order) for order in orders))

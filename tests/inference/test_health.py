@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from runtime.errors import NodeUnhealthy
-from runtime.inference.compute import ComputeThread, InHand
+from runtime.inference.compute import Computation, ComputeThread, InHand
 from runtime.inference.health import TICK, ComputeHealth, StepWatch
 from runtime.inference.step_times import FACTOR, StepTimes
 from tests.wire.loopback import eventually
@@ -82,7 +82,9 @@ class Watched:
         """Submit a step that does what ``work`` does."""
         collect = work if callable(work) else lambda: "done"
         self.compute.submit(
-            lambda: collect, lambda value, error: self.results.append((value, error)), self.times.expected(1)
+            lambda: Computation(collect),
+            lambda value, error: self.results.append((value, error)),
+            self.times.expected(1),
         )
 
     async def stick(self) -> None:
@@ -123,7 +125,7 @@ async def test_the_peers_are_told_before_the_work_fails(watched: Watched) -> Non
     watched.step()
     await eventually(lambda: len(watched.results) == 1)
     watched.compute.submit(
-        lambda: lambda: watched.gate.wait(30),
+        lambda: Computation(lambda: watched.gate.wait(30)),
         lambda value, error: told_when_failed.append(list(watched.told)),
         watched.times.expected(1),
     )

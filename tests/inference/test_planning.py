@@ -38,14 +38,21 @@ MIB = 1 << 20
 
 
 class PerLayer(MemoryEstimator):
-    """A layer has 32 MiB of float32 weights, and 1 MiB of cache for each 1024 tokens of a sequence."""
+    """A layer has 32 MiB of float32 weights, and 1 MiB of cache for each 1024 tokens of a sequence; and a chunk of 512
+    tokens takes as much as ``chunk`` says."""
+
+    def __init__(self, chunk: int = 0) -> None:
+        self._chunk = chunk
 
     def estimate(
         self, checkpoint: Checkpoint, span: LayerSpan, workload: Workload, options: LoadOptions
     ) -> MemoryEstimate:
         weights = 32 * MIB if options.dtype == "float32" else 16 * MIB
         cache = MIB * workload.context * workload.sequences // 1024
-        return MemoryEstimate((Part(WEIGHTS, len(span) * weights), Part(KV_CACHE, len(span) * cache)))
+        activations = self._chunk * workload.prefill_chunk // 512
+        return MemoryEstimate(
+            (Part(WEIGHTS, len(span) * weights), Part(KV_CACHE, len(span) * cache), Part("working memory", activations))
+        )
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +71,11 @@ async def planned(
     policy: PlacementPolicy | None = None,
     context: int | None = None,
     sequences: int = 1,
+    estimator: MemoryEstimator | None = None,
 ) -> Planned:
     settings = PlacingSettings(context=context, sequences=sequences, prefill_chunk=512, dtype="auto", dequantize="auto")
-    return await Planner(policy or EvenPlacement(), PerLayer(), settings).plan("m", checkpoint, nodes, nothing)
+    planner = Planner(policy or EvenPlacement(), estimator or PerLayer(), settings)
+    return await planner.plan("m", checkpoint, nodes, nothing)
 
 
 async def nothing(checkpoint: Checkpoint, options: LoadOptions, nodes: tuple[NodeView, ...]) -> Measures:
@@ -77,6 +86,16 @@ async def test_the_longest_context_that_fits_is_planned(checkpoint: Checkpoint) 
     assert (await planned(checkpoint, a_node("a", 8 * 40))).workload.context == 8192
     assert (await planned(checkpoint, a_node("a", 8 * 37))).workload.context == 4096
     assert (await planned(checkpoint, a_node("a", 8 * 34))).workload.context == 2048
+
+
+@pytest.mark.parametrize(
+    ("spare", "chunk", "context"), [(64, 512, 8192), (63, 128, 8192), (16, 128, 8192), (15, 128, 4096)]
+)
+async def test_chunks_of_prompts_are_shortened_before_the_context_is(
+    spare: int, chunk: int, context: int, checkpoint: Checkpoint
+) -> None:
+    found = await planned(checkpoint, a_node("a", 8 * 40 + spare), estimator=PerLayer(64 * MIB))
+    assert found.workload == Workload(context, 1, chunk)
 
 
 @pytest.mark.parametrize("policy", [EvenPlacement(), MinmaxPlacement(MinmaxSettings())], ids=["even", "minmax"])

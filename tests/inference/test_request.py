@@ -58,6 +58,7 @@ def test_a_bias_without_a_meaning_is_refused(bias: dict[int, float]) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
+        ("min_tokens", -1),
         ("max_tokens", 0),
         ("max_tokens", -1),
         ("stop", ("x",) * 65),
@@ -94,3 +95,10 @@ def test_prompt_and_completion_together_fit_the_context(
     assert prompt == tokens[-len(prompt) :], "the newest tokens stay"
     assert prompt == tokens or (truncate and length >= context and len(prompt) == context // 2)
     assert room == context - len(prompt) if max_tokens is None else room == min(max_tokens, context - len(prompt))
+
+
+def test_fewer_tokens_at_most_than_at_least_are_refused() -> None:
+    check_request(order(min_tokens=8, max_tokens=8))
+    check_request(order(min_tokens=8))
+    with pytest.raises(InvalidRequest, match="min_tokens is 9"):
+        check_request(order(min_tokens=9, max_tokens=8))

@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlx_lm.sample_utils import make_logits_processors, make_sampler
 
-from runtime.inference.sampling import TokenSampler, collect_top
+from runtime.inference.protocol import OpenSequence
+from runtime.inference.sampling import TokenSampler, collect_scores, sample_rows
 from runtime.spi import Sampling
 
 VOCABULARY = 300
@@ -28,8 +29,16 @@ def logits(seed: int = 0) -> mx.array:
     return mx.array(np.random.default_rng(seed).standard_normal((1, VOCABULARY)).astype(np.float32) * 3)
 
 
-def sampler(sampling: Sampling, seed: int = 1, logprobs: int | None = None) -> TokenSampler:
-    return TokenSampler(sampling, seed, PROMPT, VOCABULARY, logprobs)
+def sampler(
+    sampling: Sampling,
+    seed: int = 1,
+    logprobs: int | None = None,
+    prompt: tuple[int, ...] = PROMPT,
+    eos: tuple[int, ...] = (),
+    min_tokens: int = 0,
+) -> TokenSampler:
+    opened = OpenSequence(1, prompt, len(prompt), sampling, seed, logprobs, eos, min_tokens)
+    return TokenSampler(opened, VOCABULARY)
 
 
 def drawn(sampling: Sampling, count: int = 24, seed: int = 1) -> list[int]:
@@ -197,9 +206,9 @@ def test_presence_and_frequency_penalties_can_count_sampled_tokens_only(penaltie
     for _ in range(30):
         scores = repetition[0](mx.array([*prompt, *expected]), logits())
         expected.append(int(mx.argmax(additive[0](mx.array(expected, dtype=mx.int32), scores)).item()))
-    one = TokenSampler(msgspec.structs.replace(sampling, penalize_prompt=False), 1, prompt, VOCABULARY, None)
+    one = sampler(msgspec.structs.replace(sampling, penalize_prompt=False), prompt=prompt)
     assert [int(one(logits(), position)[0].item()) for position in range(30)] == expected
-    counting = TokenSampler(sampling, 1, prompt, VOCABULARY, None)
+    counting = sampler(sampling, prompt=prompt)
     assert [int(counting(logits(), position)[0].item()) for position in range(30)] != expected
 
 
@@ -221,15 +230,48 @@ def test_a_bias_alone_keeps_no_history_that_would_grow() -> None:
 def test_log_probabilities_are_the_log_softmax_of_the_logits(seed: int, count: int, temperature: float) -> None:
     values = np.asarray(logits(seed))[0].astype(np.float64)
     expected = values - np.log(np.exp(values - values.max()).sum()) - values.max()
-    token, logprob, top = sampler(Sampling(temperature=temperature), logprobs=count)(logits(seed), 3)
-    assert logprob is not None
-    assert logprob.item() == pytest.approx(expected[int(token.item())], abs=1e-5)
-    pairs = collect_top(top)
+    token, scores = sampler(Sampling(temperature=temperature), logprobs=count)(logits(seed), 3)
+    logprob, pairs = collect_scores(scores)
+    assert logprob == pytest.approx(expected[int(token.item())], abs=1e-5)
     assert [identity for identity, _ in pairs] == list(np.argsort(-expected)[:count])
     assert [value for _, value in pairs] == pytest.approx(sorted(expected)[::-1][:count], abs=1e-5)
 
 
 def test_log_probabilities_are_only_made_when_they_are_wanted() -> None:
-    _, logprob, top = sampler(Sampling())(logits(), 0)
-    assert (logprob, top) == (None, None)
-    assert len(collect_top(sampler(Sampling(), logprobs=10**6)(logits(), 0)[2])) == VOCABULARY
+    assert sampler(Sampling())(logits(), 0)[1] is None
+    assert collect_scores(None) == (None, ())
+    assert len(collect_scores(sampler(Sampling(), logprobs=10**6)(logits(), 0)[1])[1]) == VOCABULARY
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_text_does_not_end_before_the_least_number_of_tokens(temperature: float) -> None:
+    ends = tuple(np.argsort(-np.asarray(logits())[0])[:290].tolist())
+    one = sampler(Sampling(temperature=temperature), eos=(*ends, VOCABULARY + 3), min_tokens=5)
+    drawn = [int(one(logits(), len(PROMPT) + index)[0].item()) for index in range(12)]
+    assert not set(drawn[:5]) & set(ends)
+    assert set(drawn[5:]) & set(ends)
+
+
+MIXED = (
+    Sampling(temperature=0),
+    Sampling(temperature=0, repetition_penalty=1.4),
+    Sampling(top_p=0.8),
+    Sampling(seed=9, top_k=7),
+    Sampling(temperature=0, logit_bias={3: 50.0}),
+)
+
+
+@pytest.mark.parametrize("settings_of_rows", [MIXED, MIXED[:1] * 5], ids=["mixed", "greedy"])
+@pytest.mark.parametrize("logprobs", [None, 3])
+def test_rows_are_sampled_each_as_if_it_were_alone(
+    settings_of_rows: tuple[Sampling, ...], logprobs: int | None
+) -> None:
+    rows = [sampler(each, seed, logprobs) for seed, each in enumerate(settings_of_rows)]
+    alone = [sampler(each, seed, logprobs) for seed, each in enumerate(settings_of_rows)]
+    for step in range(6):
+        both = mx.concatenate([logits(10 * step + row) for row in range(5)])
+        positions = [step + row for row in range(5)]
+        tokens, scores = sample_rows(rows, both, positions)
+        expected = [one(both[row : row + 1], positions[row]) for row, one in enumerate(alone)]
+        assert tokens.tolist() == [int(token.item()) for token, _ in expected]
+        assert [collect_scores(each) for each in scores] == [collect_scores(each) for _, each in expected]

@@ -1,4 +1,4 @@
-"""Whatever order results come in, sequences take their steps in order and come to an end."""
+"""Whatever order results come in, every sequence takes its steps in order, within the cache, and comes to an end."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ from collections import deque
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
+from runtime.inference.pace import FIRST_CHUNK, LEAST_CHUNK, SHARE, Pace
 from runtime.inference.protocol import Step
-from runtime.inference.scheduler import Scheduler
+from runtime.inference.scheduler import CACHE_STEP, Capacity, Scheduler
 
 EOS = 7
+SMALL = Capacity(stages=1, sequences=4, waiting=4, chunk=4, context=4000, positions=100_000)
 
 
 @dataclass
@@ -21,127 +24,214 @@ class Run:
 
     prompt: tuple[int, ...]
     max_tokens: int
-    queue: deque[Step] = field(default_factory=deque)
-    """Steps in the pipeline: they come out in the order they went in."""
-    position: int = 0
-    samples: int = 0
-    seen: list[int] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     reason: str | None = None
+    starts: int = 0
+    """Times that its cache began empty."""
 
 
 class Pipeline:
-    """Drives a scheduler and checks every step that it issues."""
+    """Drives a scheduler, holds the caches that its steps make, and checks all of it."""
 
-    def __init__(self, stages: int, limit: int, waiting: int, chunk: int) -> None:
-        self.scheduler = Scheduler(stages=stages, limit=limit, waiting=waiting, chunk=chunk)
-        self.stages, self.limit, self.chunk = stages, limit, chunk
+    def __init__(self, capacity: Capacity) -> None:
+        self.scheduler = Scheduler(capacity)
+        self.capacity = capacity
         self.runs: dict[int, Run] = {}
         self.started: list[int] = []
         self.ended: set[int] = set()
+        self.places: list[deque[Step]] = [deque() for _ in range(capacity.stages + 1)]
+        """Steps that wait for each stage, and those that wait for the driver."""
+        self.caches: dict[int, int] = {}
+        """Positions that a stage holds for each sequence, by the steps so far."""
+        self.batches: dict[int, tuple[int, ...]] = {}
+        self.now = 0.0
+        self.turns: list[str] = []
 
-    def add(self, sequence: int, prompt: tuple[int, ...], max_tokens: int) -> None:
-        self.runs[sequence] = Run(prompt, max_tokens)
-        self.scheduler.add(sequence, prompt, max_tokens, (EOS,))
-        self.admit()
+    def add(self, prompt: tuple[int, ...], max_tokens: int, generated: tuple[int, ...] = ()) -> int:
+        sequence = len(self.runs)
+        self.runs[sequence] = Run(prompt, max_tokens, [*generated])
+        self.scheduler.add(sequence, prompt, max_tokens, (EOS,), generated)
+        self.go_on()
+        return sequence
 
-    def admit(self) -> None:
+    def go_on(self) -> None:
+        self.now += 0.01
         for sequence in self.scheduler.admit():
+            assert sequence not in self.started
             self.started.append(sequence)
-            self.issue(sequence, self.scheduler.steps(sequence))
-        assert len([s for s in self.started if s not in self.ended]) <= self.limit
+            self.scheduler.opened(sequence)
+        for step in self.scheduler.issue():
+            self.check(step)
+            self.places[0].append(step)
+        flying = [step for place in self.places for step in place]
+        batches = [step.batch for step in flying if step.batch is not None]
+        assert len(batches) <= max(2, self.capacity.stages)
+        if self.capacity.stages > 1:
+            assert len(set(batches)) == len(batches), "a micro-batch is in one place"
+        if not batches:
+            assert sum(step.batch is None for step in flying) <= self.capacity.stages + 1
 
-    def issue(self, sequence: int, steps: list[Step]) -> None:
-        run = self.runs[sequence]
-        for step in steps:
-            assert step.sequence == sequence
-            assert step.position == run.position, "positions leave no gap"
-            length = 1 if step.tokens is None else len(step.tokens)
-            assert 1 <= length <= self.chunk
-            last = len(run.prompt) - 1
-            if run.position < last:
-                assert step.tokens == run.prompt[run.position : run.position + length]
-                assert run.position + length <= last, "the last token of a prompt has a step of its own"
-                assert not step.sample
+    def check(self, step: Step) -> None:
+        """Check a step against the sequences and the caches as the first stage has them."""
+        for sequence in step.dropped:
+            self.caches.pop(sequence, None)
+        self.batches = {
+            name: kept
+            for name, rows in self.batches.items()
+            if (kept := tuple(row for row in rows if row in self.caches and row not in {r.sequence for r in step.rows}))
+        }
+        assert step.rows
+        for row in step.rows:
+            run = self.runs[row.sequence]
+            assert row.sequence not in self.ended
+            held = self.caches.get(row.sequence, 0)
+            run.starts += held == 0
+            assert row.position == held, "positions leave no gap"
+            known = [*run.prompt, *run.tokens]
+            if step.batch is None:
+                assert row.tokens
+                assert sum(len(each.tokens or ()) for each in step.rows) <= self.capacity.chunk
+                assert len(step.rows) == 1 or (self.capacity.batches and held == 0)
+                assert list(row.tokens) == known[held : held + len(row.tokens)]
+                assert held + len(row.tokens) < len(known), "the last token is fed with the step that samples"
+            elif row.tokens is None:
+                assert self.capacity.stages == 1
+                assert held == len(known), "one step is ahead of what is known"
             else:
-                assert step.sample
-                assert length == 1
-                run.samples += 1
-                assert run.samples <= run.max_tokens
-                if run.position == last:
-                    assert step.tokens == run.prompt[last:]
-                elif self.stages == 1:
-                    assert step.tokens is None, "with one stage the next token need not be known"
-                    assert run.samples - len(run.tokens) <= 2
-                else:
-                    assert step.tokens == (run.tokens[-1],)
-                    assert run.samples - len(run.tokens) == 1
-            run.position += length
-            run.queue.append(step)
-            assert len(run.queue) <= self.stages + 1
+                assert row.tokens == (known[held],)
+                assert held == len(known) - 1
+            if step.batch is not None:
+                assert held + 1 - len(run.prompt) < run.max_tokens, "no step is wasted on a token that cannot be"
+            self.caches[row.sequence] = held + (1 if row.tokens is None else len(row.tokens))
+        if step.batch is None:
+            self.turns.append("prompt")
+        else:
+            self.turns.append("decode")
+            self.batches[step.batch] = tuple(row.sequence for row in step.rows)
+            assert self.capacity.batches or len(step.rows) == 1
+        assert self.held() <= self.capacity.positions
 
-    def come_out(self, sequence: int, token: int) -> None:
-        """Let the oldest step of a sequence out of the pipeline."""
-        run = self.runs[sequence]
-        step = run.queue.popleft()
-        if not step.sample:
-            self.scheduler.prefilled(sequence)
-            self.issue(sequence, self.scheduler.steps(sequence))
+    def held(self) -> int:
+        """Positions that the caches take: those of a micro-batch are as long as its longest."""
+        together = {sequence for rows in self.batches.values() for sequence in rows}
+        alone = [tokens for sequence, tokens in self.caches.items() if sequence not in together]
+        return sum(map(self.capacity.cache, alone)) + sum(
+            len(rows) * self.capacity.cache(max(self.caches[sequence] for sequence in rows))
+            for rows in self.batches.values()
+        )
+
+    @property
+    def busy(self) -> list[int]:
+        return [place for place, steps in enumerate(self.places) if steps]
+
+    def advance(self, place: int, token: int) -> None:
+        """Let a stage finish its oldest step, or the driver hear of one."""
+        step = self.places[place].popleft()
+        if place < self.capacity.stages:
+            self.places[place + 1].append(step)
             return
-        if sequence not in self.ended:
+        self.now += 0.01
+        assert self.scheduler.done(step.number, self.now) == tuple(row.sequence for row in step.rows)
+        for row in step.rows if step.batch is not None else ():
+            run = self.runs[row.sequence]
+            progress = self.scheduler.sampled(row.sequence, row.position + 1, token)
+            if row.sequence in self.ended:
+                assert progress is None
+                continue
             run.tokens.append(token)
-        progress, steps = self.scheduler.sampled(sequence, token)
-        if sequence in self.ended:
-            assert (progress, steps) == (None, [])
-            return
-        assert progress is not None
-        assert progress.index == len(run.tokens) - 1
-        expected = "stop" if token == EOS else "length" if len(run.tokens) == run.max_tokens else None
-        assert progress.reason == expected
-        self.issue(sequence, steps)
-        if progress.reason is not None:
-            assert steps == []
-            run.reason = progress.reason
-            self.remove(sequence)
+            assert progress is not None
+            assert progress.index == len(run.tokens) - 1
+            expected = "stop" if token == EOS else "length" if len(run.tokens) == run.max_tokens else None
+            assert progress.reason == expected
+            if expected is not None:
+                run.reason = expected
+                self.ended.add(row.sequence)
+        self.go_on()
 
     def remove(self, sequence: int) -> None:
-        assert self.scheduler.remove(sequence) is (sequence in self.started)
+        self.scheduler.remove(sequence)
         self.ended.add(sequence)
         assert sequence not in self.scheduler.sequences
-        self.admit()
+        self.go_on()
+
+    def run(self, token: int = 1, until: int = 10**6) -> None:
+        for _ in range(until):
+            if not self.busy:
+                return
+            self.advance(self.busy[-1], token)
 
 
 @given(
     data=st.data(),
     stages=st.integers(1, 4),
-    limit=st.integers(1, 3),
-    chunk=st.integers(1, 5),
-    sizes=st.lists(st.tuples(st.integers(1, 14), st.integers(1, 6)), min_size=1, max_size=6),
+    limit=st.integers(1, 6),
+    chunk=st.integers(1, 300),
+    batches=st.booleans(),
+    positions=st.integers(3, 12),
+    sizes=st.lists(st.tuples(st.integers(1, 600), st.integers(0, 60), st.integers(1, 40)), min_size=1, max_size=8),
 )
+@settings(max_examples=60)
 def test_any_interleaving_gives_every_sequence_its_steps_in_order_and_an_end(
-    data: st.DataObject, stages: int, limit: int, chunk: int, sizes: list[tuple[int, int]]
+    data: st.DataObject,
+    stages: int,
+    limit: int,
+    chunk: int,
+    batches: bool,
+    positions: int,
+    sizes: list[tuple[int, int, int]],
 ) -> None:
-    pipeline = Pipeline(stages, limit, 10, chunk)
-    for sequence, (length, max_tokens) in enumerate(sizes):
-        pipeline.add(sequence, tuple(range(100, 100 + length)), max_tokens)
+    pipeline = Pipeline(
+        Capacity(
+            stages=stages,
+            sequences=limit,
+            waiting=10,
+            chunk=chunk,
+            context=700,
+            positions=positions * CACHE_STEP,
+            batches=batches,
+        )
+    )
     cancelled = set()
-    while busy := [sequence for sequence, run in pipeline.runs.items() if run.queue]:
-        sequence = data.draw(st.sampled_from(busy))
+    draw = data.draw(st.randoms(use_true_random=False))
+    while sizes or pipeline.busy:
+        if sizes and (not pipeline.busy or draw.random() < 0.1):
+            length, generated, left = sizes.pop()
+            prompt = tuple(range(100, 100 + length))
+            pipeline.add(prompt, generated + left, tuple(range(1000, 1000 + generated)))
         alive = pipeline.scheduler.sequences
-        if alive and data.draw(st.integers(0, 15)) == 0:
-            victim = data.draw(st.sampled_from(alive))
+        if alive and draw.random() < 0.02:
+            victim = draw.choice(alive)
             cancelled.add(victim)
             pipeline.remove(victim)
-        pipeline.come_out(sequence, data.draw(st.sampled_from([1, 2, 3, EOS])))
+        if pipeline.busy:
+            pipeline.advance(draw.choice(pipeline.busy), draw.choice([1, 2, 3, 4, 5, 6, EOS]))
     assert pipeline.scheduler.load == 0
+    assert pipeline.scheduler.positions == 0
     assert pipeline.started == sorted(pipeline.started), "first come, first served"
     for sequence, run in pipeline.runs.items():
         assert (run.reason is not None) is (sequence not in cancelled)
 
 
+@given(stages=st.integers(1, 3), positions=st.integers(4, 8), count=st.integers(4, 8))
+@settings(max_examples=15)
+def test_sequences_that_outgrow_the_cache_are_computed_again_and_the_first_one_never_is(
+    stages: int, positions: int, count: int
+) -> None:
+    pipeline = Pipeline(
+        Capacity(stages=stages, sequences=8, waiting=8, chunk=64, context=700, positions=positions * CACHE_STEP)
+    )
+    for _ in range(count):
+        pipeline.add(tuple(range(100, 140)), 600)
+    pipeline.run()
+    assert {run.reason for run in pipeline.runs.values()} == {"length"}
+    assert {len(run.tokens) for run in pipeline.runs.values()} == {600}
+    assert pipeline.runs[0].starts == 1
+    assert sum(run.starts for run in pipeline.runs.values()) > count
+
+
 @given(limit=st.integers(1, 4), waiting=st.integers(0, 4), extra=st.integers(1, 3))
 def test_no_more_wait_than_may(limit: int, waiting: int, extra: int) -> None:
-    scheduler = Scheduler(stages=1, limit=limit, waiting=waiting, chunk=4)
+    scheduler = Scheduler(replace(SMALL, sequences=limit, waiting=waiting))
     taken = 0
     for sequence in range(limit + waiting + extra):
         if not scheduler.is_full():
@@ -156,42 +246,99 @@ def test_no_more_wait_than_may(limit: int, waiting: int, extra: int) -> None:
 
 
 @pytest.mark.parametrize("stages", [1, 2, 3])
+@pytest.mark.parametrize("sequences", [2, 3, 7, 12])
+def test_every_stage_has_a_micro_batch_and_they_are_of_one_size(stages: int, sequences: int) -> None:
+    pipeline = Pipeline(replace(SMALL, stages=stages, sequences=16))
+    for _ in range(sequences):
+        pipeline.add((5,), 400)
+    pipeline.run(until=400)
+    sizes = [len(rows) for rows in pipeline.batches.values()]
+    assert len(sizes) == min(stages, sequences)
+    assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("gone", [(0, 2, 4), (1, 3, 5), (0, 1, 2, 3)])
+def test_micro_batches_are_evened_out_when_sequences_leave_one(gone: tuple[int, ...]) -> None:
+    pipeline = Pipeline(replace(SMALL, stages=2, sequences=8))
+    for _ in range(8):
+        pipeline.add((5,), 3000)
+    pipeline.run(until=100)
+    for sequence in gone:
+        pipeline.remove(sequence)
+    pipeline.run(until=100)
+    sizes = [len(rows) for rows in pipeline.batches.values()]
+    assert len(sizes) == 2
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_prompts_take_turns_with_the_decoding_of_others_and_with_each_other() -> None:
+    pipeline = Pipeline(replace(SMALL, chunk=4))
+    pipeline.add((5,), 3000)
+    pipeline.run(until=40)
+    long, short = pipeline.add(tuple(range(200)), 2), pipeline.add(tuple(range(24)), 2)
+    pipeline.turns.clear()
+    pipeline.run(until=60)
+    turns = pipeline.turns
+    assert turns.count("prompt") > 10
+    assert all(turns[index : index + 2] != ["prompt", "prompt"] for index in range(len(turns)))
+    assert pipeline.runs[short].reason == "length"
+    assert pipeline.runs[long].reason is None
+
+
+def test_a_sequence_far_longer_than_others_does_not_make_them_as_long() -> None:
+    pipeline = Pipeline(replace(SMALL, context=40_000, positions=1_000_000, chunk=2048, sequences=8))
+    for _ in range(6):
+        pipeline.add((5,), 9000)
+    long = pipeline.add(tuple(range(20_000)), 9000)
+    pipeline.run(until=200)
+    assert (long,) in pipeline.batches.values()
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3])
 def test_a_token_that_comes_after_the_end_changes_nothing(stages: int) -> None:
-    scheduler = Scheduler(stages=stages, limit=1, waiting=0, chunk=4)
+    scheduler = Scheduler(replace(SMALL, stages=stages))
     scheduler.add(1, (5,), 9, (EOS,))
-    scheduler.admit()
-    scheduler.steps(1)
-    progress, steps = scheduler.sampled(1, EOS)
+    for sequence in scheduler.admit():
+        scheduler.opened(sequence)
+    steps = scheduler.issue()
+    scheduler.done(steps[0].number, 0.1)
+    progress = scheduler.sampled(1, 1, EOS)
     assert progress is not None
-    assert (progress.reason, steps) == ("stop", [])
-    scheduler.remove(1)
-    assert scheduler.sampled(1, 3) == (None, [])
-    assert scheduler.steps(1) == []
+    assert progress.reason == "stop"
+    assert scheduler.sampled(1, 2, 3) is None
+    assert scheduler.issue() == []
+    assert scheduler.done(999, 0.3) == ()
 
 
-def test_one_token_asked_is_one_sample_even_with_lookahead() -> None:
-    scheduler = Scheduler(stages=1, limit=1, waiting=0, chunk=4)
-    scheduler.add(1, (5,), 1, ())
-    scheduler.admit()
-    assert scheduler.steps(1) == [Step(1, 0, (5,), sample=True)]
-    assert scheduler.steps(1) == []
+def test_one_token_asked_is_one_step_even_with_lookahead() -> None:
+    pipeline = Pipeline(SMALL)
+    pipeline.add((5,), 1)
+    assert [len(place) for place in pipeline.places] == [1, 0]
+    pipeline.run()
+    assert pipeline.turns == ["decode"]
 
 
-@given(prompt=st.integers(1, 40), replayed=st.integers(1, 20), chunk=st.integers(1, 16), stages=st.integers(1, 3))
-def test_what_is_replayed_is_cut_into_the_steps_that_it_came_by(
-    prompt: int, replayed: int, chunk: int, stages: int
-) -> None:
-    tokens = tuple(range(100, 100 + prompt + replayed))
-    scheduler = Scheduler(stages=stages, limit=1, waiting=1, chunk=chunk)
-    scheduler.add(1, tokens, 1, (EOS,), replayed)
-    scheduler.admit()
-    queue, seen = deque(scheduler.steps(1)), []
-    while queue:
-        step = queue.popleft()
-        seen.append(step.tokens)
-        if not step.sample:
-            scheduler.prefilled(1)
-            queue.extend(scheduler.steps(1))
-    whole = tokens[: prompt - 1]
-    chunks = [whole[start : start + chunk] for start in range(0, len(whole), chunk)]
-    assert seen == [*chunks, *((token,) for token in tokens[prompt - 1 :])]
+def test_a_turn_of_prompts_takes_its_share_of_the_gap_whatever_tokens_come_to_cost() -> None:
+    pace = Pace()
+    assert pace.chunk(2048, 1, 8) == FIRST_CHUNK
+    for _ in range(5):
+        pace.gap(0.1, 0)
+    assert pace.chunk(2048, 1, 8) == FIRST_CHUNK
+    for cost in (0.001, 0.004):
+        for _ in range(40):
+            tokens = pace.chunk(2048, 1, 8)
+            pace.gap(0.1 + 0.02 + cost * tokens, tokens)
+        assert 0.02 + cost * pace.chunk(2048, 1, 8) == pytest.approx(0.1 * SHARE, rel=0.1)
+    assert pace.chunk(20, 1, 8) == 20
+    assert pace.chunk(2048, 16, 8) == pytest.approx(2 * pace.chunk(2048, 1, 8), abs=1)
+    for _ in range(40):
+        pace.gap(0.1 + 1.0, LEAST_CHUNK)
+    assert pace.chunk(2048, 1, 8) == LEAST_CHUNK
+
+
+def test_one_slow_gap_does_not_lengthen_the_turns_of_prompts() -> None:
+    pace = Pace()
+    for seconds in (0.1, 0.1, 5.0, 0.1, 0.1):
+        pace.gap(seconds, 0)
+    pace.gap(0.2, 100)
+    assert pace.chunk(2048, 1, 8) == pytest.approx(100 * SHARE, abs=1)

@@ -12,8 +12,10 @@ from runtime.actors.signal import Tell
 from runtime.errors import ProtocolError
 from runtime.inference.arrays import to_tensors
 from runtime.inference.check import RandomModel
-from runtime.inference.protocol import Hidden, OpenSequence, Prefilled, Sampled, Step
-from runtime.inference.sequence import StageSequence
+from runtime.inference.compute import Computation
+from runtime.inference.microbatch import StageSequence
+from runtime.inference.protocol import Chosen, Hidden, OpenSequence, Prefilled, Row, Sampled, Step
+from runtime.inference.sequence import Result, StageSequences
 from runtime.inference.shard import Shard
 from runtime.spi import Checkpoint, LayerSpan, LoadOptions, Sampling, read_checkpoint
 from runtime.testing.models import tiny_llama
@@ -33,18 +35,29 @@ def load(folder: Path, start: int, stop: int) -> Shard:
     return shard
 
 
-def opened(sampling: Sampling | None = None, logprobs: int | None = 0) -> OpenSequence:
-    return OpenSequence(1, PROMPT, sampling or Sampling(), 3, logprobs)
+class Alone:
+    """The only sequence of a stage."""
 
+    def __init__(self, shard: Shard, sampling: Sampling | None = None, logprobs: int | None = 0) -> None:
+        opened = OpenSequence(1, PROMPT, len(PROMPT), sampling or Sampling(), 3, logprobs, (), 0)
+        self.open = {1: StageSequence(opened)}
+        self.work = StageSequences(shard, self.open)
 
-def run(sequence: StageSequence, step: Step | Hidden) -> Hidden | Sampled | Prefilled:
-    return sequence.step(step)()
+    def start(self, position: int, tokens: tuple[int, ...] | None, *, sample: bool = True) -> Computation[Result]:
+        computation = self.work.step(Step(9, 1 if sample else None, (Row(1, position, tokens),)))
+        computation.launch()
+        return computation
 
+    def take_in(self, position: int, tokens: tuple[int, ...]) -> Result:
+        return self.start(position, tokens, sample=False).collect()
 
-def sampled(sequence: StageSequence, step: Step | Hidden) -> Sampled:
-    result = run(sequence, step)
-    assert isinstance(result, Sampled)
-    return result
+    def sample(self, position: int, tokens: tuple[int, ...] | None) -> Chosen:
+        result = self.start(position, tokens).collect()
+        assert isinstance(result, Sampled)
+        return result.tokens[0]
+
+    def hear(self, position: int, hidden: mx.array) -> Result:
+        return self.work.step(Hidden(9, 1, ((1, position, 1),), (), to_tensors({"hidden": hidden}))).collect()
 
 
 @pytest.fixture(scope="module")
@@ -59,62 +72,78 @@ def whole(tiny: Path) -> Shard:
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0, repetition_penalty=1.3)], ids=str)
 def test_going_on_from_a_token_nobody_has_seen_equals_feeding_it(whole: Shard, sampling: Sampling) -> None:
-    blind, seeing = (StageSequence(whole, opened(sampling)) for _ in range(2))
+    blind, seeing = (Alone(whole, sampling) for _ in range(2))
     results = []
     for sequence in (blind, seeing):
-        run(sequence, Step(1, 0, PROMPT[:-1], sample=False))
-        results.append([sampled(sequence, Step(1, len(PROMPT) - 1, PROMPT[-1:], sample=True))])
+        sequence.take_in(0, PROMPT[:-1])
+        results.append([sequence.sample(len(PROMPT) - 1, PROMPT[-1:])])
     assert results[0] == results[1]
     for position in range(len(PROMPT), len(PROMPT) + 30):
-        results[0].append(sampled(blind, Step(1, position, None, sample=True)))
-        results[1].append(sampled(seeing, Step(1, position, (results[1][-1].token,), sample=True)))
+        results[0].append(blind.sample(position, None))
+        results[1].append(seeing.sample(position, (results[1][-1].token,)))
     assert results[0] == results[1]
 
 
 def test_steps_may_be_dispatched_before_the_one_before_is_collected(whole: Shard) -> None:
-    ahead, after = (StageSequence(whole, opened()) for _ in range(2))
-    steps = [Step(1, 0, PROMPT, sample=True), *(Step(1, len(PROMPT) + n, None, sample=True) for n in range(10))]
-    collects = [ahead.step(step) for step in steps]
-    assert [collect() for collect in collects] == [run(after, step) for step in steps]
+    ahead, after = (Alone(whole) for _ in range(2))
+    for each in (ahead, after):
+        each.take_in(0, PROMPT[:-1])
+    last = len(PROMPT) - 1
+    started = [ahead.start(last + n, None if n else PROMPT[-1:]) for n in range(10)]
+    assert [computation.collect() for computation in started] == [
+        after.start(last + n, None if n else PROMPT[-1:]).collect() for n in range(10)
+    ]
 
 
 @pytest.mark.parametrize("position", [0, len(PROMPT) - 1, len(PROMPT) + 1])
-def test_a_step_that_is_not_the_next_one_is_refused_and_changes_nothing(whole: Shard, position: int) -> None:
-    sequence, other = (StageSequence(whole, opened()) for _ in range(2))
-    for each in (sequence, other):
-        run(each, Step(1, 0, PROMPT, sample=True))
+def test_a_step_that_is_not_the_next_one_is_refused(whole: Shard, position: int) -> None:
+    sequence = Alone(whole)
+    sequence.take_in(0, PROMPT)
     with pytest.raises(ProtocolError, match=f"at position {len(PROMPT)} here, and a step for {position} came"):
-        sequence.step(Step(1, position, (4,), sample=True))
-    step = Step(1, len(PROMPT), (4,), sample=True)
-    assert run(sequence, step) == run(other, step)
+        sequence.start(position, (4,))
 
 
 def test_there_is_no_going_on_from_a_token_that_was_never_sampled(whole: Shard) -> None:
-    sequence = StageSequence(whole, opened())
-    run(sequence, Step(1, 0, PROMPT, sample=False))
+    sequence = Alone(whole)
+    sequence.take_in(0, PROMPT)
     with pytest.raises(ProtocolError, match="no sampled token"):
-        sequence.step(Step(1, len(PROMPT), None, sample=True))
+        sequence.start(len(PROMPT), None)
 
 
-def test_taking_in_a_prompt_tells_how_far_it_came(whole: Shard) -> None:
-    sequence = StageSequence(whole, opened())
-    assert run(sequence, Step(1, 0, PROMPT[:7], sample=False)) == Prefilled(1, 7)
-    assert run(sequence, Step(1, 7, PROMPT[7:9], sample=False)) == Prefilled(1, 9)
+def test_a_sequence_whose_step_failed_is_lost_rather_than_gone_on_with(whole: Shard) -> None:
+    sequence = Alone(whole)
+    sequence.take_in(0, PROMPT[:-1])
+    sequence.sample(len(PROMPT) - 1, PROMPT[-1:])
+    with pytest.raises(ProtocolError):
+        sequence.start(3, (4,))
+    with pytest.raises(ProtocolError, match="was dropped"):
+        sequence.start(len(PROMPT), (4,))
+
+
+@pytest.mark.parametrize("sample", [True, False])
+def test_a_step_of_a_sequence_that_was_closed_is_answered_all_the_same(whole: Shard, tiny: Path, sample: bool) -> None:
+    for shard in (whole, load(tiny, 0, 2)):
+        sequence = Alone(shard)
+        sequence.open.clear()
+        answer = sequence.start(0, (4,), sample=sample).collect()
+        if not shard.span.is_last:
+            assert answer == Hidden(9, 1 if sample else None, (), (), {})
+        else:
+            assert answer == (Sampled(9, ()) if sample else Prefilled(9))
 
 
 @pytest.mark.parametrize("span", [(0, 2), (1, 3), (2, 4), (3, 4), (0, 4)], ids=str)
 def test_a_long_decode_neither_grows_its_graph_nor_keeps_more_than_its_cache(tiny: Path, span: tuple[int, int]) -> None:
     """Layers alternate between full attention and a window, so that ghosts of both kinds are advanced."""
     shard = load(tiny, *span)
-    sequence = StageSequence(shard, opened(logprobs=None))
+    sequence = Alone(shard, logprobs=None)
 
     def decode(first: int, count: int) -> None:
         for position in range(first, first + count):
             if shard.span.is_first:
-                run(sequence, Step(1, position, (7,), sample=True))
+                sequence.start(position, (7,)).collect()
             else:
-                hidden = mx.full((1, 1, 64), 0.1)
-                run(sequence, Hidden(1, position, to_tensors({"hidden": hidden}), sample=True))
+                sequence.hear(position, mx.full((1, 1, 64), 0.1))
 
     # A cache grows in steps of 256 positions; between two of those only what is forgotten to be evaluated grows.
     decode(0, 300)
@@ -148,23 +177,23 @@ def test_what_else_layers_hand_on_travels_with_the_hidden_state(module: str) -> 
     config = tiny_config(module)
     model = RandomModel({"crossing": CrossingFamily()}, Checkpoint(path=Path(module), config=config, tensors={}))
     total = model.layers
-    whole = StageSequence(model.stage(LayerSpan.whole(total)), opened())
-    first, second = (
-        StageSequence(model.stage(LayerSpan(start, stop, total)), opened()) for start, stop in ((0, 4), (4, total))
-    )
-    for step in (
-        Step(1, 0, PROMPT[:20], sample=False),
-        Step(1, 20, PROMPT[20:], sample=True),
-        Step(1, 25, (7,), sample=True),
-        Step(1, 26, (9,), sample=True),
+    whole = Alone(model.stage(LayerSpan.whole(total)))
+    first, second = (Alone(model.stage(LayerSpan(start, stop, total))) for start, stop in ((0, 4), (4, total)))
+    for position, tokens, sample in (
+        (0, PROMPT[:20], False),
+        (20, PROMPT[20:24], False),
+        (24, PROMPT[24:], True),
+        (25, (7,), True),
     ):
-        hidden = run(first, step)
+        hidden = first.start(position, tokens, sample=sample).collect()
         assert isinstance(hidden, Hidden)
         assert len(hidden.state) > 1
-        assert run(second, over_the_wire(hidden)) == run(whole, step)
+        assert (
+            second.work.step(over_the_wire(hidden)).collect() == whole.start(position, tokens, sample=sample).collect()
+        )
 
 
 def test_a_step_without_its_hidden_state_is_refused(tiny: Path) -> None:
-    sequence = StageSequence(load(tiny, 2, 4), opened())
+    sequence = Alone(load(tiny, 2, 4))
     with pytest.raises(ProtocolError, match="without its hidden state"):
-        run(sequence, Hidden(1, 0, to_tensors({"other": mx.zeros((1, 1, 64))}), sample=True))
+        sequence.work.step(Hidden(9, 1, ((1, 0, 1),), (), to_tensors({"other": mx.zeros((1, 1, 64))})))

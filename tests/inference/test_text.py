@@ -103,3 +103,14 @@ def test_an_answer_begins_without_the_space_of_its_first_token_and_a_continuatio
     for continues, text in ((False, "the fox"), (True, " the fox")):
         stream = TextStream(tokenizer.detokenizer(continues=continues), ())
         assert "".join([*(stream.feed(token).text for token in ids), stream.finish().text]) == text
+
+
+def test_a_stop_text_in_the_first_tokens_that_may_not_stop_is_text(tokenizer: Tokenizer) -> None:
+    stream = TextStream(tokenizer.detokenizer(continues=False), ["quick"])
+    ids = tokenizer.encode(Text("the quick fox the quick fox"))
+    half = len(ids) // 2
+    pieces = [stream.feed(token, may_stop=index >= half) for index, token in enumerate(ids)]
+    stops = [index for index, piece in enumerate(pieces) if piece.stop is not None]
+    assert stops
+    assert stops[0] >= half
+    assert "".join(piece.text for piece in pieces[: stops[0] + 1]).startswith("the quick fox the")

@@ -1,0 +1,50 @@
+"""How many prompt tokens may come between two decode steps of a micro-batch, from how long its steps come apart."""
+
+from __future__ import annotations
+
+from collections import deque
+from statistics import median
+
+LEAST_CHUNK = 16
+"""Prompt tokens: fewer would cost about as much, as the weights are read once more in any case."""
+FIRST_CHUNK = 64
+"""Prompt tokens before anything was measured."""
+SHARE = 1.4
+"""Seconds that prompts may take for each second of decoding, if those who run are as many as those who come or more.
+More lets the next token come later than some two and a half times the usual gap; less makes those who come wait."""
+CALM_GAPS = 9
+"""Gaps without prompts between that are remembered; their median counts, which a slow one does not move."""
+WEIGHT = 0.4
+"""Of the newest measurement in the moving average. A token costs more the further on in its prompt it is."""
+
+
+class Pace:
+    """Measures the gaps between the steps of micro-batches, and of those that prompts came between, what they cost.
+
+    Gaps are compared, not single steps: results of steps are heard of late, and several at once, as the next ones are
+    dispatched first.
+    """
+
+    def __init__(self) -> None:
+        self._calm: deque[float] = deque(maxlen=CALM_GAPS)
+        self._token: float | None = None
+        """Seconds that a prompt token adds to a gap."""
+
+    def gap(self, seconds: float, prompt_tokens: int) -> None:
+        """Two steps of a micro-batch came out so far apart, with so many prompt tokens between them."""
+        if not prompt_tokens:
+            self._calm.append(seconds)
+        elif self._calm:
+            token = max(0.0, seconds - median(self._calm)) / prompt_tokens
+            self._token = token if self._token is None else self._token + WEIGHT * (token - self._token)
+
+    def chunk(self, most: int, waiting: int, running: int) -> int:
+        """Return how many prompt tokens may come before the next decode step, ``most`` at most.
+
+        Where more sequences wait for their prompt than run, the few wait for the many.
+        """
+        weight = max(1.0, waiting / max(1, running))
+        if not self._calm or not self._token:
+            return min(most, int(FIRST_CHUNK * weight))
+        tokens = int(SHARE * weight * median(self._calm) / self._token)
+        return min(most, max(LEAST_CHUNK, tokens))

@@ -1,0 +1,110 @@
+"""Sequences that share forward passes give each the text that it gives alone."""
+
+from __future__ import annotations
+
+import random
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from runtime.inference.scheduler import Capacity
+from runtime.inference.shard import Shard
+from runtime.spi import LayerSpan, LoadOptions, Sampling, read_checkpoint
+from runtime.testing.models import tiny_llama
+from runtime_dense.family import DenseFamily
+from tests.inference.pipeline import LocalPipeline, all_tokens
+
+PROMPTS = tuple(
+    tuple(range(start, start + length))
+    for start, length in ((3, 1), (9, 2), (30, 16), (7, 33), (50, 90), (4, 5), (20, 61))
+)
+DRAWN = Sampling(top_p=0.95, presence_penalty=0.5)
+CUTS = {1: (0, 4), 2: (0, 2, 4), 3: (0, 1, 3, 4)}
+
+
+def shards(folder: Path, cuts: tuple[int, ...]) -> list[Shard]:
+    checkpoint = read_checkpoint(folder)
+    family = DenseFamily()
+    made = []
+    for start, stop in pairwise(cuts):
+        shard = Shard(family.build(checkpoint.config), LayerSpan(start, stop, checkpoint.num_layers))
+        family.load(
+            shard.model, checkpoint, shard.span, LoadOptions("float32", dequantize=True), lambda done, total: None
+        )
+        made.append(shard)
+    return made
+
+
+def capacity(stages: int, **more: Any) -> Capacity:
+    fixed = Capacity(stages=stages, sequences=8, waiting=8, chunk=16, context=512, positions=1 << 20)
+    return replace(fixed, **more)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_llama(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.mark.parametrize(("stages", "seed"), [(1, 0), (2, 1), (2, 2), (3, 3)])
+def test_greedy_text_is_the_same_alone_and_in_any_batch(tiny: Path, stages: int, seed: int) -> None:
+    parts = shards(tiny, CUTS[stages])
+    alone = []
+    for prompt in PROMPTS:
+        pipeline = LocalPipeline(parts, capacity(stages))
+        sequence = pipeline.add(prompt, 20)
+        pipeline.run()
+        alone.append(pipeline.tokens[sequence])
+    order = random.Random(seed)  # noqa: S311 - an order of events, not a secret
+    pipeline = LocalPipeline(parts, capacity(stages))
+    sequences = []
+    for prompt in PROMPTS:
+        sequences.append(pipeline.add(prompt, 20))
+        pipeline.run(order.choice, until=order.randrange(12))
+    pipeline.run(order.choice)
+    assert all_tokens(pipeline, sequences) == alone
+    assert pipeline.widest > 2
+
+
+@pytest.mark.parametrize("stages", [2])
+def test_sequences_that_gave_up_their_room_go_on_with_the_same_text(tiny: Path, stages: int) -> None:
+    parts = shards(tiny, CUTS[stages])
+    alone = []
+    for prompt in PROMPTS[:3]:
+        pipeline = LocalPipeline(parts, capacity(stages))
+        sequence = pipeline.add(prompt, 320, sampling=DRAWN)
+        pipeline.run()
+        alone.append(pipeline.tokens[sequence])
+    pipeline = LocalPipeline(parts, capacity(stages, context=2000, positions=1100))
+    sequences = [pipeline.add(prompt, 320, sampling=DRAWN) for prompt in PROMPTS[:3]]
+    pipeline.run()
+    assert all_tokens(pipeline, sequences) == alone
+    assert pipeline.taken_in > sum(map(len, PROMPTS[:3])), "something was computed again"
+
+
+def test_every_row_has_its_own_settings_and_leaves_when_it_likes(tiny: Path) -> None:
+    parts = shards(tiny, CUTS[2])
+    kinds: list[dict[str, Any]] = [
+        {"sampling": Sampling(temperature=0.0)},
+        {"sampling": Sampling(top_p=0.9), "seed": 3},
+        {"sampling": Sampling(temperature=0.0, repetition_penalty=1.5)},
+        {"sampling": Sampling(seed=4), "eos": tuple(range(0, 300, 2)), "min_tokens": 9},
+        {"sampling": Sampling(temperature=0.0), "eos": tuple(range(0, 300, 3))},
+    ]
+    alone = []
+    for prompt, kind in zip(PROMPTS, kinds, strict=False):
+        pipeline = LocalPipeline(parts, capacity(2))
+        sequence = pipeline.add(prompt, 20, **kind)
+        pipeline.run()
+        alone.append(pipeline.tokens[sequence])
+    assert len(alone[3]) > 9
+    pipeline = LocalPipeline(parts, capacity(2))
+    sequences = [pipeline.add(prompt, 20, **kind) for prompt, kind in zip(PROMPTS, kinds, strict=False)]
+    leaver = pipeline.add(PROMPTS[5], 400)
+    pipeline.run(until=40)
+    pipeline.remove(leaver)
+    pipeline.run()
+    assert all_tokens(pipeline, sequences) == alone
+    assert not any(stage.open for stage in pipeline.stages)
