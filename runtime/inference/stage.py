@@ -242,6 +242,7 @@ class Stage(Actor):
             return
         loaded = self._shard is not None
         self._abandoned, self._shard = True, None
+        await self._compute.settle()
         await self._compute.run(reclaim, outlasts=True)
         if not loaded:
             logger.info("gave up loading layers {} of {}", self._order.span, self._order.model)
