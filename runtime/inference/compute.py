@@ -168,6 +168,13 @@ class ComputeThread:
         self._submit(lambda: Computation(work), done, outlasts=outlasts)
         return await future
 
+    async def settle(self) -> None:
+        """Wait until all jobs so far are over and whoever submitted them has heard, even of a thread that is stuck.
+
+        Only then is nothing left of what they hold on to: a failed job's error has the frames that it came through.
+        """
+        await self.run(lambda: None, outlasts=True)
+
     def close(self, timeout: float) -> bool:
         """Let the jobs in hand be the last, without those still queued; return whether they were done in time."""
         self._closed = True

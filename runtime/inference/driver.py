@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TypeVar
 
@@ -29,6 +28,7 @@ from runtime.errors import (
     fault_named,
 )
 from runtime.inference.failure import as_fault
+from runtime.inference.keep_alive import KeepAlive
 from runtime.inference.placing import Placed, Placer
 from runtime.inference.progress import ProgressBoard
 from runtime.inference.protocol import (
@@ -56,9 +56,6 @@ from runtime.spi import Download
 
 ANSWER_SECONDS = 30.0
 """How long a stage may take to answer a request that needs no computing."""
-SUBMIT_SECONDS = 30.0
-"""How long an idle model stays for a caller that was told it is ready and has yet to submit, whatever else says that
-it may go: neither ``keep_alive`` 0 nor another client's unload may take the model away from a request."""
 PENALTY_TOKENS = 4096
 """Prompt tokens that are sent to the last stage for penalties to look back on."""
 
@@ -104,10 +101,7 @@ class Driver(Actor):
         self._ids = itertools.count(1)
         self._waiting: list[ReplyTo] = []
         self._unloading: list[ReplyTo] = []
-        self._keep_alive = limits.keep_alive
-        self._used = time.time()
-        self._expected: deque[float] = deque()
-        """Until when to wait for each of the callers that were told that the model is ready."""
+        self._kept = KeepAlive(limits.keep_alive, time.time())
         self._touched = anyio.Event()
         self._better: ActorRef | None = None
         """The driver that this one gives way to."""
@@ -210,26 +204,20 @@ class Driver(Actor):
             self._touched = anyio.Event()
             with anyio.move_on_after(left):
                 await self._touched.wait()
-        reason = f"nobody asked for it for {self._keep_alive:g} s"
+        reason = f"nobody asked for it for {self._kept.seconds:g} s"
         if self._is_leaving():
             reason = "as asked" if self._better is None else f"{self._better} serves it"
         logger.info("unloading {}: {}", self._model, reason)
         self.context.stop_self()
 
     def _seconds_left(self) -> float:
-        if self._sessions or (self._keep_alive < 0 and not self._is_leaving()):
-            return float("inf")
-        now = time.time()
-        while self._expected and self._expected[0] <= now:
-            self._expected.popleft()
-        kept = 0.0 if self._is_leaving() else self._used + self._keep_alive - now
-        return max(0.0, kept, *(until - now for until in self._expected))
+        return float("inf") if self._sessions else self._kept.left(time.time(), leaving=self._is_leaving())
 
     def _is_leaving(self) -> bool:
         return bool(self._unloading) or self._better is not None
 
     def _touch(self) -> None:
-        self._used = time.time()
+        self._kept.used(time.time())
         self._touched.set()
         if self._scheduler is not None:  # else this is the end, and the model's next driver may have its entry there
             self._announce()
@@ -240,7 +228,7 @@ class Driver(Actor):
         if self._better is not None:
             raise ActorStopped(f"{self.context.self_ref} gives way to {self._better}, which serves {self._model} too")
         self._take_unload_back()
-        self._keep_alive = self._limits.keep_alive if keep_alive is None else keep_alive
+        self._kept.seconds = self._limits.keep_alive if keep_alive is None else keep_alive
         if self._placed is None:
             self._waiting.append(self.context.reply_later())
             return None
@@ -267,8 +255,7 @@ class Driver(Actor):
         return Submitted(sequence)
 
     def _expect_one_less(self) -> None:
-        if self._expected:
-            self._expected.popleft()
+        self._kept.expect_one_less()
         self._touched.set()
 
     def _go_on(self) -> None:
@@ -429,7 +416,7 @@ class Driver(Actor):
 
     def _ready(self) -> Ready:
         assert self._placed is not None  # noqa: S101 - only called once placed
-        self._expected.append(time.time() + SUBMIT_SECONDS)
+        self._kept.expect(time.time())
         self._touched.set()
         return Ready(self.context.self_ref, self._placed.digest, self._placed.workload.context)
 
@@ -444,7 +431,7 @@ class Driver(Actor):
                 driver=self.context.self_ref,
                 stages=tuple(ServedStage(stage.node, stage.span, stage.bytes) for stage in placed.plan.stages),
                 context=placed.workload.context,
-                expires=None if self._keep_alive < 0 else self._used + self._keep_alive,
+                expires=self._kept.expires,
                 active=len(self._sessions),
                 state=ServedState.UNLOADING if self._is_leaving() else ServedState.READY,
             )

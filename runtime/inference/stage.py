@@ -243,6 +243,7 @@ class Stage(Actor):
             return
         loaded = self._shard is not None
         self._abandoned, self._shard, self._work = True, None, None
+        await self._compute.settle()
         await self._compute.run(reclaim, outlasts=True)
         if not loaded:
             logger.info("gave up loading layers {} of {}", self._order.span, self._order.model)
