@@ -20,6 +20,7 @@ def test_streams_outlive_whatever_befalls_a_node_word_for_word_and_leave_nothing
     model = str(tiny_llama(tmp_path / "tiny"))
     rounds = soak(tmp_path, model, seconds=0, streams=8, tokens=120, seed=5, settings=("models.context=512", *BRISK))
     assert [each.disturbance for each in rounds] == list(DISTURBANCES)
+    assert [each.running for each in rounds] == [8] * len(rounds), "streams ended too soon: make them longer"
     assert any(each.driver == each.victim for each in rounds), "the seed is to be one with which a driver is lost"
     assert [(told.error, told.finished) for each in rounds for told in each.streams] == [(None, True)] * 8 * len(rounds)
     assert [each.wrong for each in rounds] == [0] * len(rounds)
