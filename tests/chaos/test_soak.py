@@ -18,7 +18,7 @@ BRISK = ("cluster.longest_silence=1.5", "cluster.acceptable_pause=1.0", "cluster
 
 def test_streams_outlive_whatever_befalls_a_node_word_for_word_and_leave_nothing_behind(tmp_path: Path) -> None:
     model = str(tiny_llama(tmp_path / "tiny"))
-    rounds = soak(tmp_path, model, seconds=0, streams=8, tokens=120, seed=5, settings=("models.context=512", *BRISK))
+    rounds = soak(tmp_path, model, seconds=0, streams=8, tokens=400, seed=5, settings=("models.context=512", *BRISK))
     assert [each.disturbance for each in rounds] == list(DISTURBANCES)
     assert [each.running for each in rounds] == [8] * len(rounds), "streams ended too soon: make them longer"
     assert any(each.driver == each.victim for each in rounds), "the seed is to be one with which a driver is lost"
