@@ -1,8 +1,9 @@
-"""Kill and freeze nodes under load, and see whether any client notices more than a pause::
+"""Kill, freeze and cut off nodes under load, and see whether any client notices more than a pause::
 
     uv run python -m benchmarks.soak --seconds 600
 
-The exit code is 1 if a stream ended otherwise than undisturbed. ``--tiny`` takes a random model of four layers instead
+The exit code is 1 if a stream ended otherwise than undisturbed, or if a
+node holds more in the end than it did before. ``--tiny`` takes a random model of four layers instead
 of the embedded one.
 """
 
@@ -12,6 +13,7 @@ import argparse
 import json
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from benchmarks.chaos.soak import soak, summary
@@ -40,10 +42,11 @@ def main() -> int:
             tokens=options.tokens,
             seed=options.seed,
             settings=("models.context=1024",),
+            report=partial(print, file=sys.stderr, flush=True),
         )
     found = summary(rounds)
     print(json.dumps(found, indent=2))
-    return 1 if found["wrong"] else 0
+    return 1 if found["wrong"] or found["leaks"] else 0
 
 
 if __name__ == "__main__":

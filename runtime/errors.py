@@ -18,6 +18,7 @@ RuntimeFault
 │   └── ModelInUse              it is not unloaded, because it is wanted again
 ├── PlacementRefused            no plan fits the nodes there are
 ├── Overloaded                  a bounded queue is full; try again later
+├── NodeUnhealthy               the node's compute thread does not answer
 ├── ActorError
 │   ├── ActorStopped            the actor is gone, or draining
 │   ├── MailboxFull             the actor's mailbox is full and its policy is to refuse
@@ -161,6 +162,13 @@ class Overloaded(RuntimeFault):
     """A bounded queue is full."""
 
     code = "overloaded"
+    http_status = 503
+
+
+class NodeUnhealthy(RuntimeFault):
+    """The node's compute thread is stuck; whatever it was to compute, another node has to."""
+
+    code = "node_unhealthy"
     http_status = 503
 
 

@@ -14,7 +14,16 @@ from loguru import logger
 
 from runtime import __version__
 from runtime.actors import ActorRef, ActorSystem
-from runtime.cluster import DetectorSettings, Ledger, Membership, NodeInfo, NodeProfile, Registry, ServedModel
+from runtime.cluster import (
+    DetectorSettings,
+    Ledger,
+    Membership,
+    NodeInfo,
+    NodeProfile,
+    PeerState,
+    Registry,
+    ServedModel,
+)
 from runtime.config.load import Config
 from runtime.config.sections import ClusterSection
 from runtime.errors import RuntimeFault
@@ -29,6 +38,7 @@ from runtime.inference.catalogue import Catalogue
 from runtime.inference.compute import ComputeThread
 from runtime.inference.driver import Driver, DriverLimits
 from runtime.inference.engine import RuntimeEngine
+from runtime.inference.health import ComputeHealth
 from runtime.inference.lending import FILES, Lender
 from runtime.inference.models import MODELS, Models
 from runtime.inference.placing import Placer
@@ -36,6 +46,7 @@ from runtime.inference.planning import PlacingSettings, Planner
 from runtime.inference.probe_cache import Probes
 from runtime.inference.progress import ProgressBoard
 from runtime.inference.report import PlanReport, describe
+from runtime.inference.rivals import RIVALS, Rivals
 from runtime.inference.stage import STAGES, StageHost
 from runtime.inference.survey import SURVEYOR, Surveyor, Surveys
 from runtime.inference.telemetry import emit_all
@@ -97,7 +108,8 @@ class Node:
             cluster.membership,
         )
         self.registry = Registry(self.system, self._network)
-        self.compute = ComputeThread()
+        self.compute = ComputeThread(config.models.step_patience)
+        self.health = ComputeHealth(name, self.compute, self.membership.report)
         self._board = ProgressBoard()
         self._catalogue = Catalogue(sources)
         sinks = tuple(self._telemetry.values())
@@ -154,6 +166,8 @@ class Node:
             self.system.spawn(lambda: Lender(self._catalogue), FILES)
         self.system.spawn(lambda: Surveyor(self._probes, self.compute, self._round_trip), SURVEYOR)
         self.system.spawn(lambda: Models(self._new_driver, self._served_by, self._peers), MODELS)
+        self.system.spawn(lambda: Rivals(self.registry), RIVALS)
+        self._run(self.health.watch(), "watch over the compute thread")
         listen = self.config.cluster.listen_address
         if listen is not None:
             await self._network.listen(listen.host, listen.port)
@@ -214,7 +228,7 @@ class Node:
             memory_total=memory.total,
             memory_available=memory.available,
             memory_reserved=memory.reserved,
-            nodes=len(self.membership.views()),
+            nodes=len(self.membership.live()),
             models=len(served),
             active=sum(entry.active for entry in served),
             default_model=self.config.models.default,
@@ -293,7 +307,7 @@ class Node:
         return None if info is None else info.rtt
 
     def _peers(self) -> list[str]:
-        return [view.name for view in self.membership.views() if view.name != self.system.node]
+        return [name for name in self.membership.live() if name != self.system.node]
 
     def _backend(self) -> str:
         return backend_name() if self._accelerator is None else self._accelerator.backend
@@ -304,6 +318,7 @@ class Node:
             backend=self._backend(),
             memory=self.ledger.memory(),
             families=tuple(self._families),
+            unhealthy=self.health.reason,
         )
 
     def _peer_changed(self, info: NodeInfo) -> None:
@@ -334,9 +349,10 @@ class Node:
 
 def _entry(info: NodeInfo) -> NodeEntry:
     profile = info.profile
+    unhealthy = None if profile is None else profile.unhealthy
     return NodeEntry(
         name=info.name,
-        state="self" if info.local else str(info.state),
+        state="self" if info.local else "unhealthy" if unhealthy and info.state is PeerState.UP else str(info.state),
         address=info.address,
         backend=profile.backend if profile else "unknown",
         memory_total=profile.memory.total if profile else 0,
@@ -345,7 +361,7 @@ def _entry(info: NodeInfo) -> NodeEntry:
         rtt=info.rtt,
         phi=info.phi,
         last_seen=None if info.local else info.last_seen,
-        reason=info.reason,
+        reason=info.reason or unhealthy,
     )
 
 

@@ -17,15 +17,16 @@ from runtime.testing.processes import NodeProcess, eventually, node_process, pee
 CLUSTER = ("cluster.listen=127.0.0.1:0", "cluster.key=a secret of two", "roles.placement=even")
 SECONDS = 60.0
 """How long nodes may take for what is not measured; a loaded machine is slow."""
+ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1"}
 _LOST = re.compile(r"is down|the link to node .* is gone")
 
 
 @contextmanager
-def pair(folder: Path) -> Iterator[tuple[NodeProcess, NodeProcess]]:
+def pair(folder: Path, *settings: str) -> Iterator[tuple[NodeProcess, NodeProcess]]:
     """Run two nodes that see each other."""
     with (
-        node_process(folder, "a", *CLUSTER, seconds=SECONDS) as a,
-        node_process(folder, "b", *CLUSTER, peers_of(a), seconds=SECONDS) as b,
+        node_process(folder, "a", *CLUSTER, *settings, env=ONE_THREAD, seconds=SECONDS) as a,
+        node_process(folder, "b", *CLUSTER, *settings, peers_of(a), env=ONE_THREAD, seconds=SECONDS) as b,
     ):
         see_each_other(a, b)
         yield a, b

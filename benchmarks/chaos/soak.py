@@ -1,50 +1,36 @@
-"""Streams over three real nodes, while those that hold layers are killed and frozen."""
+"""Streams over three real nodes, while those that hold layers are killed, frozen and cut off."""
 
 from __future__ import annotations
 
-import json
-import os
 import random
 import signal
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from itertools import cycle
 from pathlib import Path
+from threading import Semaphore
 
-import httpx
 import msgspec
 
+from benchmarks.chaos.leftovers import Leftovers, actors, leaks, leftovers, lives
+from benchmarks.chaos.streams import Told, bodies, read_stream
+from benchmarks.chaos.wires import Wires
 from runtime.testing.processes import NodeProcess, eventually, node_process, peers_of
 
 WAIT_SECONDS = 120.0
 """How long may take what is not measured; a loaded machine is slow."""
-SILENCE_SECONDS = 60.0
-"""How long a stream may say nothing at all before it counts as hanging."""
 KEY = "a key for the soak"
+NAMES = ("a", "b", "c")
+KILL, FREEZE, CUT_OFF, MUTE, CUT_PAIR = DISTURBANCES = ("kill", "freeze", "cut off", "mute", "cut a pair")
+"""SIGKILL; SIGSTOP; nothing passes to or from a node; nothing passes from it; nothing passes between two of the three,
+which the third still reaches."""
 
 
-class Told(msgspec.Struct, frozen=True):
-    """What a client read of one stream."""
-
-    text: str
-    finished: bool
-    error: str | None
-    pause: float
-    """The longest time between two pieces of text, in seconds."""
-
-
-class Leftovers(msgspec.Struct, frozen=True):
-    """What the node that is never disturbed holds when nothing runs and no model is loaded."""
-
-    actors: int
-    reserved: int
-    """Bytes."""
-    files: int
-    """Open descriptors."""
-    resident: int
-    """Bytes."""
+USED = ("up", "self")
+"""States of nodes that are given layers."""
 
 
 class Round(msgspec.Struct, frozen=True):
@@ -52,12 +38,15 @@ class Round(msgspec.Struct, frozen=True):
 
     driver: str
     disturbance: str
-    """``kill`` or ``freeze``."""
+    """One of :data:`DISTURBANCES`."""
     victim: str
+    running: int
+    """Streams that were under way when it came."""
     streams: tuple[Told, ...]
     wrong: int
     """Streams whose text is not the undisturbed one."""
-    leftovers: Leftovers
+    leftovers: tuple[Leftovers, ...]
+    """Of each node."""
 
     @property
     def pause(self) -> float:
@@ -66,22 +55,32 @@ class Round(msgspec.Struct, frozen=True):
 
 
 class Trio:
-    """Three nodes. Clients ask the first, which is never disturbed; each holds layers, and any may be the driver."""
+    """Three nodes. Clients ask the first, which is never killed; each holds layers, and any may be the driver."""
 
     def __init__(self, folder: Path, settings: Sequence[str], stack: ExitStack) -> None:
         self._folder = folder
-        self._settings = ("cluster.listen=127.0.0.1:0", f"cluster.key={KEY}", "roles.placement=even", *settings)
+        self._wires = stack.enter_context(Wires())
+        self._settings = (f"cluster.key={KEY}", "roles.placement=even", *settings)
+        self._addresses = {name: self._wires.settings(name) for name in NAMES}
         self._stack = stack
         self.api = self._start("a")
-        self.others = {name: self._start(name) for name in ("b", "c")}
+        self.others = {name: self._start(name) for name in NAMES[1:]}
         self.wait_linked()
+        self.idle_actors = {node.name: actors(node) for node in self.nodes()}
+
+    def nodes(self) -> tuple[NodeProcess, ...]:
+        """Return all nodes."""
+        return self.api, *self.others.values()
 
     def wait_linked(self) -> None:
-        """Wait until every node sees every other one."""
-        names = {"a", *self.others}
-        for node in (self.api, *self.others.values()):
+        """Wait until every node sees every other one, and knows of nobody who does not."""
+        expected = {(name, None) for name in NAMES}
+        for node in self.nodes():
             eventually(
-                lambda node=node: all(node.sees().get(name) in ("up", "self") for name in names),  # type: ignore[misc]  # mypy cannot infer a lambda's defaults
+                lambda node=node: (  # type: ignore[misc]  # mypy cannot infer a lambda's defaults
+                    {(each["name"], each["reason"]) for each in node.get("nodes")["nodes"] if each["state"] in USED}
+                    >= expected
+                ),
                 f"node {node.name} sees the others",
                 WAIT_SECONDS,
             )
@@ -90,89 +89,76 @@ class Trio:
         """Return a node by its name."""
         return self.api if name == "a" else self.others[name]
 
+    def wait_idle(self) -> None:
+        """Wait until no node has anything left of a model."""
+        for node in self.nodes():
+            eventually(lambda node=node: not node.get("status")["memory_reserved"], "the memory is free", WAIT_SECONDS)  # type: ignore[misc]  # likewise
+            eventually(
+                lambda node=node: actors(node) <= self.idle_actors[node.name],  # type: ignore[misc]  # likewise
+                f"no actor is left on node {node.name}",
+                WAIT_SECONDS,
+            )
+
     @contextmanager
     def disturbed(self, disturbance: str, victim: str) -> Iterator[None]:
-        """Kill or freeze a node at the begin of the block, and have it back after its end."""
+        """Disturb a node from the begin of the block to its end, and have it back after that."""
         process = self.others[victim].process
-        process.send_signal(signal.SIGKILL if disturbance == "kill" else signal.SIGSTOP)
+        other = next(name for name in self.others if name != victim)
+        match disturbance:
+            case "kill":
+                process.send_signal(signal.SIGKILL)
+            case "freeze":
+                process.send_signal(signal.SIGSTOP)
+            case "cut off":
+                self._wires.cut_off(victim, NAMES)
+            case "mute":
+                self._wires.cut(*((victim, name) for name in NAMES if name != victim))
+            case "cut a pair":
+                self._wires.cut_off(victim, (other,))
+            case _:
+                raise ValueError(f"there is no disturbance {disturbance!r}")
         try:
             yield
         finally:
-            if disturbance == "kill":
+            self._wires.heal()
+            if disturbance == KILL:
                 process.wait()
                 self.others[victim] = self._start(victim)
-            else:
+            elif disturbance == FREEZE:
                 process.send_signal(signal.SIGCONT)
         self.wait_linked()
 
     def _start(self, name: str) -> NodeProcess:
         peers = (peers_of(self.api),) if name != "a" else ()
         return self._stack.enter_context(
-            node_process(self._folder, name, *self._settings, *peers, env={"OPENBLAS_NUM_THREADS": "1"})
+            node_process(
+                self._folder,
+                name,
+                *self._settings,
+                *self._addresses[name],
+                *peers,
+                env={"OPENBLAS_NUM_THREADS": "1"},
+            )
         )
 
 
-def bodies(model: str, count: int, tokens: int) -> list[dict[str, object]]:
-    """Return requests for ``count`` streams: greedy ones, and sampled ones with a seed and penalties."""
-    made: list[dict[str, object]] = []
-    for number in range(count):
-        body: dict[str, object] = {
-            "model": model,
-            "prompt": f"Once upon a time there were {number} foxes",
-            "max_tokens": tokens,
-            "logit_bias": {"0": -100, "2": -100},  # what would end the text
-            "stream": True,
-        }
-        sampled = {"temperature": 0.8, "seed": number, "frequency_penalty": 0.2}
-        made.append(body | (sampled if number % 2 else {"temperature": 0}))
-    return made
-
-
-def read_stream(url: str, body: dict[str, object]) -> Told:
-    """Read one stream to its end."""
-    pieces: list[str] = []
-    pause, error, finished = 0.0, None, False
-    last = None
-    with (
-        httpx.Client(trust_env=False, timeout=SILENCE_SECONDS) as client,
-        client.stream("POST", f"{url}/v1/completions", json=body) as response,
-    ):
-        for line in response.iter_lines():
-            if line == "data: [DONE]":
-                finished = True
-            elif line.startswith("data: "):
-                event = json.loads(line.removeprefix("data: "))
-                if "error" in event:
-                    error = str(event["error"]["message"])
-                    continue
-                now = time.monotonic()
-                pause, last = max(pause, 0.0 if last is None else now - last), now
-                pieces.append(event["choices"][0]["text"])
-            elif line and not line.startswith(":"):
-                error = line  # an error response
-    return Told("".join(pieces), finished, error, pause)
-
-
-def leftovers(node: NodeProcess) -> Leftovers:
-    """Measure what a node holds."""
-    status = node.get("status")
-    pid = node.process.pid
-    resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return Leftovers(
-        actors=len(node.get("actors")["actors"]),
-        reserved=int(status["memory_reserved"]),
-        files=len(os.listdir(f"/proc/{pid}/fd")),
-        resident=resident,
-    )
-
-
 def soak(
-    folder: Path, model: str, *, seconds: float, streams: int, tokens: int, seed: int, settings: Sequence[str] = ()
+    folder: Path,
+    model: str,
+    *,
+    seconds: float,
+    streams: int,
+    tokens: int,
+    seed: int,
+    settings: Sequence[str] = (),
+    disturbances: Sequence[str] = DISTURBANCES,
+    report: Callable[[str], None] = lambda line: None,
+    after_first_text: bool = False,
 ) -> list[Round]:
     """Run rounds until the time is over, at least one of each disturbance.
 
     In each the model is placed anew over all three nodes, through a node drawn by lot, which then drives it; and once
-    all streams are under way, a node that is drawn is killed or frozen until they have ended.
+    all streams are under way, a node that is drawn is disturbed until they have ended.
 
     Args:
         folder: for the nodes' data and logs.
@@ -182,6 +168,10 @@ def soak(
         tokens: of each stream.
         seed: of what is drawn.
         settings: of each node, beside those of a cluster.
+        disturbances: of :data:`DISTURBANCES`, in turn.
+        report: is told how each round went.
+        after_first_text: whether each stream has told something before it is disturbed, so that every pause is seen.
+            Else some may still have their prompt taken in.
     """
     draw = random.Random(seed)  # noqa: S311 - nothing is secret
     rounds: list[Round] = []
@@ -191,45 +181,63 @@ def soak(
         trio.api.load(model)
         expected = [told.text for told in clients.map(lambda body: read_stream(trio.api.url, body), orders)]
         trio.api.unload(model)
+        trio.wait_idle()
         until = time.monotonic() + seconds
-        while time.monotonic() < until or len(rounds) < 2:
+        for disturbance in cycle(disturbances):
+            if time.monotonic() > until and len(rounds) >= len(disturbances):
+                break
             driver, victim = draw.choice("abc"), draw.choice("bc")
-            disturbance = ("kill", "freeze")[len(rounds) % 2]
             trio.node(driver).load(model)
-            placed = set(trio.api.layers(model))
-            if placed != {"a", "b", "c"}:
+            placed = set(eventually(lambda: trio.api.layers(model), "node a hears where the model is", WAIT_SECONDS))
+            if placed != set(NAMES):
                 raise RuntimeError(f"a node that is back is not used: only {sorted(placed)} hold layers")
-            running = [clients.submit(read_stream, trio.api.url, body) for body in orders]
+            begun = Semaphore(0)
+            running = [clients.submit(read_stream, trio.api.url, body, begun.release) for body in orders]
             eventually(lambda: trio.api.active() == streams, "all streams are under way", WAIT_SECONDS)
+            if after_first_text and not all(begun.acquire(timeout=WAIT_SECONDS) for _ in orders):
+                raise TimeoutError(f"not every stream has begun within {WAIT_SECONDS:g} s")
             time.sleep(draw.uniform(0.0, 1.0))  # the loss comes at any moment, not at one of theirs
+            under_way = sum(not each.done() for each in running)
             with trio.disturbed(disturbance, victim):
                 heard = tuple(each.result() for each in running)
             trio.api.unload(model)
-            eventually(lambda: not trio.api.get("status")["memory_reserved"], "the memory is free", WAIT_SECONDS)
+            trio.wait_idle()
             wrong = sum(not told.finished or told.text != text for told, text in zip(heard, expected, strict=True))
-            rounds.append(Round(driver, disturbance, victim, heard, wrong, leftovers(trio.api)))
+            left = tuple(map(leftovers, trio.nodes()))
+            rounds.append(Round(driver, disturbance, victim, under_way, heard, wrong, left))
+            report(
+                f"round {len(rounds)}: {disturbance} {victim}, driven by {driver}: {under_way} under way, "
+                f"{wrong} wrong, a pause of {rounds[-1].pause:.2f} s"
+            )
     return rounds
 
 
 def summary(rounds: Sequence[Round]) -> dict[str, object]:
     """Return what came of it."""
-    first, last = rounds[0].leftovers, rounds[-1].leftovers
+    measured = [each for one in rounds for each in one.leftovers]
     return {
         "rounds": len(rounds),
         "streams": sum(len(each.streams) for each in rounds),
+        "under way when disturbed": sum(each.running for each in rounds),
         "wrong": sum(each.wrong for each in rounds),
         "errors": [told.error for each in rounds for told in each.streams if told.error is not None],
         "drivers lost": sum(each.driver == each.victim for each in rounds),
         **{
-            f"pause after {kind}, median / most, s": [
+            f"pause, {kind}, median / most, s": [
                 round(statistics.median(pauses), 2),
                 round(max(pauses), 2),
             ]
-            for kind in ("kill", "freeze")
-            if (pauses := [each.pause for each in rounds if each.disturbance == kind])
+            for kind in DISTURBANCES
+            if (pauses := [each.pause for each in rounds if each.disturbance == kind and each.running])
         },
-        "actors, first / last": [first.actors, last.actors],
-        "open files, first / last": [first.files, last.files],
-        "resident MB, first / last": [first.resident // 10**6, last.resident // 10**6],
-        "reserved bytes at the end": last.reserved,
+        "first / last round of each life": {
+            f"node {first.node}, process {first.pid}": {
+                "actors": [first.actors, last.actors],
+                "reserved bytes": [first.reserved, last.reserved],
+                "open descriptors": [first.files, last.files],
+                "resident MB": [first.resident // 10**6, last.resident // 10**6],
+            }
+            for first, last in lives(measured)
+        },
+        "leaks": leaks(measured),
     }

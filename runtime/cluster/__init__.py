@@ -2,6 +2,7 @@
 
 from runtime.cluster.changes import Changes
 from runtime.cluster.detector import DetectorSettings, FailureDetector, PeerState
+from runtime.cluster.lag import OwnLag
 from runtime.cluster.ledger import LEDGER, Commit, Confirm, Ledger, Release, Reserve, Reserved, Settled
 from runtime.cluster.membership import MEMBERSHIP, Membership
 from runtime.cluster.node_info import NodeInfo, NodeProfile
@@ -22,6 +23,7 @@ __all__ = [
     "Membership",
     "NodeInfo",
     "NodeProfile",
+    "OwnLag",
     "PeerState",
     "Registry",
     "Release",

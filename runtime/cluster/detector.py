@@ -46,8 +46,9 @@ class DetectorSettings(msgspec.Struct, frozen=True):
     """How many others are asked to probe a suspect."""
     probe_timeout: float = 1.5
     """How long they have. When none of them has reached it by then, it is down."""
-    longest_vouched: float = 30.0
-    """Silence after which a peer that others do reach is down nevertheless: the link to it is broken, not the peer."""
+    longest_vouched: float = 8.5
+    """Silence after which a peer that others do reach is down nevertheless: the link to it is broken, not the peer.
+    It is longer than silence and probing take where nobody vouches, and short enough for generations to go on."""
     longest_pause: float = 300.0
     """What an announced pause is cut to."""
     window: int = 200

@@ -27,6 +27,7 @@ from runtime.cluster.detector import DetectorSettings, PeerState
 from runtime.cluster.liveness import Change, Effects, Liveness, Ping, PingRequest, Pong
 from runtime.cluster.mesh import Mesh
 from runtime.cluster.node_info import NodeInfo, NodeProfile
+from runtime.cluster.reach import all_linked
 from runtime.cluster.swim import Swim
 from runtime.spi import Discovery, NodeView
 from runtime.wire import DialState, DialStatus, Network, PeerInfo
@@ -43,9 +44,10 @@ MESH_NODES = 16
 """Nodes up to which ``auto`` pings all of them."""
 MESH_AGAIN = 12
 """Nodes at which it does so again: a node that comes and goes must not change the protocol each time."""
-PAUSE = 60.0
-"""Seconds for which a pause is announced at once: so long may the event loop stand still."""
-PAUSE_RENEWAL = 15.0
+PAUSE = 3.0
+"""Seconds for which a pause is announced at once. So long may the event loop stand still beyond what it may at any
+time; and so much later a machine is given up that froze while it was loading, with generations that wait for it."""
+PAUSE_RENEWAL = 1.0
 """Seconds after which it is announced again while it lasts."""
 
 Mode = Literal["mesh", "swim", "auto"]
@@ -58,6 +60,8 @@ class NodeReport(Message, frozen=True, tag="cluster.report"):
     node: str
     profile: NodeProfile
     peers: tuple[str, ...]
+    lost: tuple[str, ...] = ()
+    """Nodes that are down by its view. Others may reach them: then it is a link that is broken."""
 
 
 class _Member:
@@ -69,6 +73,8 @@ class _Member:
         self.profile: NodeProfile | None = None
         self.seen = now
         self.reason: str | None = None
+        self.lost: frozenset[str] = frozenset()
+        """Nodes that it does not reach."""
 
     @property
     def linked(self) -> bool:
@@ -129,9 +135,17 @@ class Membership:
         return self._info(member, self._system.now()) if member else None
 
     def views(self) -> tuple[NodeView, ...]:
-        """The nodes that can be given work, this one first. A suspect node still counts."""
-        views = (info.view() for info in self.members())
-        return tuple(view for view in views if view is not None)
+        """The nodes that can be given layers together, this one first.
+
+        A suspect node still counts, and an unhealthy one not. Of two that do not reach each other it is the one with
+        more memory.
+        """
+        views = tuple(view for view in (info.view() for info in self.members()) if view is not None)
+        return all_linked(views, frozenset(self._broken()), self._system.node)
+
+    def live(self) -> tuple[str, ...]:
+        """The nodes that can be talked to, this one first, healthy or not."""
+        return tuple(info.name for info in self.members() if info.state is not PeerState.DOWN and info.profile)
 
     def unreached(self) -> tuple[DialStatus, ...]:
         """Addresses that are dialled without success, and why."""
@@ -147,7 +161,7 @@ class Membership:
         """Have the peers expect silence for the length of the block, because this node is about to be very busy.
 
         Blocks may overlap. A crash meanwhile is noticed by its closed connections as ever; one that leaves them open
-        is noticed when the announcement has run out, up to a minute later.
+        is noticed when the announcement has run out, up to :data:`PAUSE` later.
         """
         self._pauses += 1
         self._announce_pause()
@@ -205,12 +219,21 @@ class Membership:
         match message:
             case Ping() | Pong() | PingRequest():
                 self._apply(self._liveness.receive(message, self._system.now()))
-            case NodeReport(node, profile, peers):
-                self._reported_by(node, profile, peers)
+            case NodeReport():
+                self._reported_by(message)
             case _:
                 logger.warning("{} has no use for a {}", MEMBERSHIP, type(message).__name__)
 
     # -- inside -----------------------------------------------------------------------------------------------------
+
+    def _broken(self) -> Iterator[frozenset[str]]:
+        """Yield the pairs of linked nodes of which one says that it does not reach the other."""
+        for node, member in self._members.items():
+            if member.linked:
+                yield from (frozenset((node, other)) for other in member.lost)
+
+    def _lost(self) -> tuple[str, ...]:
+        return tuple(sorted(node for node, member in self._members.items() if not member.linked))
 
     def _up(self, peer: PeerInfo) -> None:
         now = self._system.now()
@@ -231,6 +254,9 @@ class Membership:
         if len(down) >= REMEMBERED:
             del self._members[min(down, key=lambda name: self._members[name].seen)]
         self._tell_listeners(node)
+        if isinstance(self._liveness, Mesh):
+            # At once: whoever reaches both should put no layers on both.
+            self._report_to(self._linked())
 
     def _apply(self, effects: Effects) -> None:
         for node, message in effects.sends:
@@ -278,12 +304,13 @@ class Membership:
         self._announced = self._system.now()
         self._apply(self._liveness.pausing(PAUSE if self._pauses else 0.0, self._announced))
 
-    def _reported_by(self, node: str, profile: NodeProfile, peers: tuple[str, ...]) -> None:
+    def _reported_by(self, report: NodeReport) -> None:
+        node = report.node
         member = self._members.get(node)
         if member is None or not member.linked:
             return
-        member.profile = profile
-        if self._book.learn(peers, self._system.now()):
+        member.profile, member.lost = report.profile, frozenset(report.lost)
+        if self._book.learn(report.peers, self._system.now()):
             self._dial()
 
     def _is_report_due(self, now: float) -> bool:
@@ -300,7 +327,7 @@ class Membership:
     def _report_to(self, nodes: list[str]) -> NodeProfile:
         profile = self._profile()
         known = tuple(sorted(peer.address for peer in self._network.peers() if peer.address))
-        broadcast(self._system, nodes, MEMBERSHIP, NodeReport(self._system.node, profile, known))
+        broadcast(self._system, nodes, MEMBERSHIP, NodeReport(self._system.node, profile, known, self._lost()))
         return profile
 
     def _dial(self) -> None:
@@ -326,9 +353,14 @@ class Membership:
             rtt=self._liveness.rtt(peer.node),
             phi=self._liveness.phi(peer.node, now),
             last_seen=max(0.0, now - member.seen),
-            reason=member.reason,
+            reason=member.reason or self._cut_text(member),
             local=False,
         )
+
+    def _cut_text(self, member: _Member) -> str | None:
+        """Return which nodes a peer does not reach though this one does; None if there are none."""
+        cut = sorted(name for name in member.lost if (other := self._members.get(name)) is not None and other.linked)
+        return f"it does not reach {', '.join(cut)}" if cut and member.linked else None
 
     def _self_info(self) -> NodeInfo:
         system = self._system

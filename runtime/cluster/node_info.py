@@ -18,6 +18,8 @@ class NodeProfile(msgspec.Struct, frozen=True):
     memory: NodeMemory
     families: tuple[str, ...] = ()
     """Model family plugins that it has."""
+    unhealthy: str | None = None
+    """Why it cannot compute at present; None if it can."""
 
 
 class NodeInfo(msgspec.Struct, frozen=True):
@@ -42,7 +44,7 @@ class NodeInfo(msgspec.Struct, frozen=True):
     """Whether it is this node itself."""
 
     def view(self) -> NodeView | None:
-        """What a placement policy sees of the node; None if it is not up or has not told."""
-        if self.state is PeerState.DOWN or self.profile is None:
+        """What a placement policy sees of the node; None if it is not up, has not told, or cannot compute."""
+        if self.state is PeerState.DOWN or self.profile is None or self.profile.unhealthy is not None:
             return None
         return NodeView(self.name, self.profile.memory, self.profile.backend, self.profile.families)

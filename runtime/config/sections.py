@@ -177,6 +177,9 @@ class ModelsSection(Section):
     """Generations at once for each model, while they are short enough to share that reservation."""
     prefill_chunk: int = Field(default=512, ge=1)
     """Prompt tokens in one forward pass; mlx-lm's default."""
+    step_patience: float = Field(default=5.0, ge=0.5, le=3600, allow_inf_nan=False)
+    """Seconds that a step may take in any case before the node's compute thread counts as stuck, and the node as
+    unhealthy. Slow steps have more: twenty times as long as steps like them took before."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     dequantize: Literal["auto"] | bool = "auto"
     memory_reserve: ByteSize = ByteSize(512 * 1024 * 1024)

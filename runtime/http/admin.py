@@ -53,7 +53,8 @@ class NodeEntry(msgspec.Struct, frozen=True):
     name: str
     """Empty for an address where nobody has told a name."""
     state: str
-    """``self``, ``up``, ``suspect``, ``down``; or ``unreached``, which is an address that nobody could be linked to."""
+    """``self``, ``up``, ``unhealthy`` (up, and cannot compute), ``suspect``, ``down``; or ``unreached``, which is an
+    address that nobody could be linked to."""
     address: str
     backend: str
     memory_total: int
@@ -67,7 +68,7 @@ class NodeEntry(msgspec.Struct, frozen=True):
     last_seen: float | None
     """Seconds ago; None for itself, and for who was never seen."""
     reason: str | None
-    """Why it is not up."""
+    """Why it is not up, or cannot compute."""
 
 
 class ActorTree(msgspec.Struct, frozen=True):

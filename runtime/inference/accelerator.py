@@ -49,9 +49,14 @@ def prepare() -> Accelerator:
     return Accelerator(backend, str(mx.device_info().get("device_name", backend)), blas, working_set)
 
 
+def is_prepared() -> bool:
+    """Whether :func:`prepare` has been called, so that any thread may import mlx-lm."""
+    return prepare.cache_info().currsize > 0
+
+
 def held_bytes() -> int:
     """Return the bytes that MLX holds: the arrays there are, and what it keeps for the next ones. For any thread."""
-    if not prepare.cache_info().currsize:
+    if not is_prepared():
         return 0
     import mlx.core as mx
 
@@ -60,7 +65,7 @@ def held_bytes() -> int:
 
 def working_set_left() -> int | None:
     """Return the bytes that the GPU's working set still has room for; None without such a bound, or not known yet."""
-    if not prepare.cache_info().currsize:
+    if not is_prepared():
         return None
     limit = prepare().working_set
     return None if limit is None else max(0, limit - held_bytes())

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TypeVar
 
@@ -19,8 +18,17 @@ from loguru import logger
 
 from runtime.actors import Actor, ActorRef, Down, Message, ReplyTo
 from runtime.cluster import ServedModel, ServedStage, ServedState
-from runtime.errors import ActorStopped, ModelInUse, Overloaded, PeerUnreachable, RuntimeFault, fault_named
+from runtime.errors import (
+    ActorStopped,
+    ModelInUse,
+    NodeUnhealthy,
+    Overloaded,
+    PeerUnreachable,
+    RuntimeFault,
+    fault_named,
+)
 from runtime.inference.failure import as_fault
+from runtime.inference.keep_alive import KeepAlive
 from runtime.inference.placing import Placed, Placer
 from runtime.inference.progress import ProgressBoard
 from runtime.inference.protocol import (
@@ -29,6 +37,7 @@ from runtime.inference.protocol import (
     CloseSequence,
     ConnectStage,
     Done,
+    GiveWay,
     LoadProgress,
     NoSubmit,
     OpenSequence,
@@ -47,9 +56,6 @@ from runtime.spi import Download
 
 ANSWER_SECONDS = 30.0
 """How long a stage may take to answer a request that needs no computing."""
-SUBMIT_SECONDS = 30.0
-"""How long an idle model stays for a caller that was told it is ready and has yet to submit, whatever else says that
-it may go: neither ``keep_alive`` 0 nor another client's unload may take the model away from a request."""
 PENALTY_TOKENS = 4096
 """Prompt tokens that are sent to the last stage for penalties to look back on."""
 
@@ -95,11 +101,10 @@ class Driver(Actor):
         self._ids = itertools.count(1)
         self._waiting: list[ReplyTo] = []
         self._unloading: list[ReplyTo] = []
-        self._keep_alive = limits.keep_alive
-        self._used = time.time()
-        self._expected: deque[float] = deque()
-        """Until when to wait for each of the callers that were told that the model is ready."""
+        self._kept = KeepAlive(limits.keep_alive, time.time())
         self._touched = anyio.Event()
+        self._better: ActorRef | None = None
+        """The driver that this one gives way to."""
 
     async def started(self) -> None:
         """Begin to place and load; requests wait meanwhile."""
@@ -128,6 +133,8 @@ class Driver(Actor):
                 self._expect_one_less()
             case Unload():
                 self._on_unload()
+            case GiveWay(to):
+                self._on_give_way(to)
             case Down(ref, reason):
                 self._on_down(ref, reason)
         return None
@@ -197,21 +204,20 @@ class Driver(Actor):
             self._touched = anyio.Event()
             with anyio.move_on_after(left):
                 await self._touched.wait()
-        reason = "as asked" if self._unloading else f"nobody asked for it for {self._keep_alive:g} s"
+        reason = f"nobody asked for it for {self._kept.seconds:g} s"
+        if self._is_leaving():
+            reason = "as asked" if self._better is None else f"{self._better} serves it"
         logger.info("unloading {}: {}", self._model, reason)
         self.context.stop_self()
 
     def _seconds_left(self) -> float:
-        if self._sessions or (self._keep_alive < 0 and not self._unloading):
-            return float("inf")
-        now = time.time()
-        while self._expected and self._expected[0] <= now:
-            self._expected.popleft()
-        kept = 0.0 if self._unloading else self._used + self._keep_alive - now
-        return max(0.0, kept, *(until - now for until in self._expected))
+        return float("inf") if self._sessions else self._kept.left(time.time(), leaving=self._is_leaving())
+
+    def _is_leaving(self) -> bool:
+        return bool(self._unloading) or self._better is not None
 
     def _touch(self) -> None:
-        self._used = time.time()
+        self._kept.used(time.time())
         self._touched.set()
         if self._scheduler is not None:  # else this is the end, and the model's next driver may have its entry there
             self._announce()
@@ -219,8 +225,10 @@ class Driver(Actor):
     # -- sessions ---------------------------------------------------------------------------------------------------
 
     def _on_await_ready(self, keep_alive: float | None) -> Message | None:
+        if self._better is not None:
+            raise ActorStopped(f"{self.context.self_ref} gives way to {self._better}, which serves {self._model} too")
         self._take_unload_back()
-        self._keep_alive = self._limits.keep_alive if keep_alive is None else keep_alive
+        self._kept.seconds = self._limits.keep_alive if keep_alive is None else keep_alive
         if self._placed is None:
             self._waiting.append(self.context.reply_later())
             return None
@@ -247,8 +255,7 @@ class Driver(Actor):
         return Submitted(sequence)
 
     def _expect_one_less(self) -> None:
-        if self._expected:
-            self._expected.popleft()
+        self._kept.expect_one_less()
         self._touched.set()
 
     def _go_on(self) -> None:
@@ -317,7 +324,9 @@ class Driver(Actor):
             self._go_on()
 
     def _on_failed(self, number: int, fault: RuntimeFault) -> None:
-        if self._scheduler is not None:
+        if isinstance(fault, NodeUnhealthy):
+            self._lose(fault)
+        elif self._scheduler is not None:
             for sequence in self._scheduler.done(number, self.context.now()):
                 self._fail(sequence, fault)
             self._go_on()
@@ -368,18 +377,29 @@ class Driver(Actor):
     def _on_down(self, ref: ActorRef, reason: str) -> None:
         if ref in self._stages:
             what = f"node {ref.node} was lost" if reason == "noconnection" else f"a stage on {ref.node} ended"
-            fault = PeerUnreachable(f"{what}, which held layers of {self._model}; ask again to place it anew")
-            logger.error("{}", fault)
-            self._fail_all(fault)
-            self.context.stop_self()
+            self._lose(PeerUnreachable(f"{what}, which held layers of {self._model}; ask again to place it anew"))
             return
         for sequence, session in list(self._sessions.items()):
             if session == ref:
                 self._close(sequence)
 
+    def _lose(self, fault: RuntimeFault) -> None:
+        """End, because a stage is lost: whoever still wants the model has it placed anew."""
+        if self._scheduler is None:
+            return  # it is known already, as each sequence's step fails
+        logger.error("{}", fault)
+        self._fail_all(fault)
+        self.context.stop_self()
+
     def _on_unload(self) -> None:
         self._unloading.append(self.context.reply_later())
         self._touch()
+
+    def _on_give_way(self, to: ActorRef) -> None:
+        if self._better is None:
+            logger.info("{} is served by {} too: finishing what is begun here", self._model, to)
+            self._better = to
+            self._touch()
 
     def _take_unload_back(self) -> None:
         """Stay, because the model is wanted again: a second copy beside one that still generates may not fit."""
@@ -396,7 +416,7 @@ class Driver(Actor):
 
     def _ready(self) -> Ready:
         assert self._placed is not None  # noqa: S101 - only called once placed
-        self._expected.append(time.time() + SUBMIT_SECONDS)
+        self._kept.expect(time.time())
         self._touched.set()
         return Ready(self.context.self_ref, self._placed.digest, self._placed.workload.context)
 
@@ -411,9 +431,9 @@ class Driver(Actor):
                 driver=self.context.self_ref,
                 stages=tuple(ServedStage(stage.node, stage.span, stage.bytes) for stage in placed.plan.stages),
                 context=placed.workload.context,
-                expires=None if self._keep_alive < 0 else self._used + self._keep_alive,
+                expires=self._kept.expires,
                 active=len(self._sessions),
-                state=ServedState.UNLOADING if self._unloading else ServedState.READY,
+                state=ServedState.UNLOADING if self._is_leaving() else ServedState.READY,
             )
         )
 

@@ -15,7 +15,7 @@ from loguru import logger
 from runtime.actors import ActorRef, ActorSystem, Restart
 from runtime.cluster import ServedModel
 from runtime.errors import ActorStopped, ModelNotFound, PeerUnreachable, RuntimeFault
-from runtime.inference.accelerator import prepare
+from runtime.inference.accelerator import is_prepared, prepare
 from runtime.inference.borrowing import Borrower, open_same
 from runtime.inference.catalogue import Catalogue
 from runtime.inference.compute import ComputeThread
@@ -274,7 +274,9 @@ class RuntimeEngine(Engine):
             driver=ready.driver.node,
         )
         # Tokenizers import mlx-lm, which the compute thread must have done first: see runtime.inference.accelerator.
-        await self._compute.run(prepare)
+        # Where it has, nothing more is asked of it: a thread that is stuck must not keep clients from other nodes.
+        if not is_prepared():
+            await self._compute.run(prepare)
         return await to_thread.run_sync(partial(Tokenizer, files.checkpoint), limiter=self._encoding)
 
 

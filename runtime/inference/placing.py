@@ -35,7 +35,7 @@ class Placed(msgspec.Struct, frozen=True):
 
 
 class Placer:
-    """Places models for the drivers of this node. ``nodes`` returns the live ones, this one first."""
+    """Places models for the drivers of this node. ``nodes`` returns those that can hold layers."""
 
     def __init__(
         self,
@@ -67,7 +67,9 @@ class Placer:
     async def _plan(self, model: str, checkpoint: Checkpoint, context: int | None = None) -> Planned:
         last = self._last.get(model)
         current = () if last is None else last.stages
-        return await self._planner.plan(model, checkpoint, self._nodes(), self._survey, current, context)
+        return await self._planner.plan(
+            model, checkpoint, self._nodes(), self._survey, current, context, driver=self._system.node
+        )
 
     async def place(self, model: str, driver: ActorRef, progress: Progress) -> Placed:
         """Fetch, plan, reserve and load a model. What was reserved or loaded when it fails ends with the driver.

@@ -93,16 +93,19 @@ class Planner:
         survey: Survey,
         current: tuple[StagePlan, ...] = (),
         context: int | None = None,
+        *,
+        driver: str | None = None,
     ) -> Planned:
         """Try the preferred way to load the model, and after a refusal the next.
 
         Args:
             model: its name.
             checkpoint: its headers.
-            nodes: the live ones, the first of which drives the model.
+            nodes: those that can hold layers.
             survey: asked only for a policy that weighs what it finds.
             current: where the layers are, or were.
             context: instead of the configured one.
+            driver: which node drives the model; None is the first of ``nodes``.
 
         Raises:
             PlacementRefused: nothing fits; with what would make the last way fit.
@@ -111,7 +114,9 @@ class Planner:
         for among, options in self._ways(checkpoint, nodes):
             measures = await survey(checkpoint, options, among) if self._policy.measures else Measures()
             for workload in self._workloads(checkpoint, context):
-                tried = self._planned(model, checkpoint, among, options, measures, current, workload, nodes[0].name)
+                tried = self._planned(
+                    model, checkpoint, among, options, measures, current, workload, driver or nodes[0].name
+                )
                 try:
                     plan = await to_thread.run_sync(self._policy.plan, tried.request)
                 except PlacementRefused as refusal:
@@ -119,7 +124,7 @@ class Planner:
                 else:
                     return msgspec.structs.replace(tried, plan=_checked(plan, checkpoint.num_layers))
         if refused is None:
-            raise PlacementRefused(f"{model} cannot be placed: no node is up")
+            raise PlacementRefused(f"{model} cannot be placed: no node is up and healthy")
         fault, tried = refused
         asked = Asked(
             tried.workload.context,

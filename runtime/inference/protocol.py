@@ -245,6 +245,12 @@ class Unload(Request[Done], frozen=True, tag="driver.unload"):
     """
 
 
+class GiveWay(Message, frozen=True, tag="driver.give_way"):
+    """Another driver serves the model too, and stays: finish what was begun, and end."""
+
+    to: ActorRef
+
+
 # -- a node's models, asked by engines and by other nodes -----------------------------------------------------------
 
 

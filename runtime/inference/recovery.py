@@ -6,7 +6,7 @@ from runtime.errors import RuntimeFault
 
 GRACE_SECONDS = 12.0
 """After the last sign of a generation: a frozen node is called down after 6 to 8 of them."""
-LEAST_SECONDS = 5.0
+LEAST_SECONDS = 4.0
 """After the loss is noticed, however late that is: the survivors free the memory of what was lost, and a node that was
 only cut off may be back."""
 FIRST_WAIT = 0.1

@@ -12,14 +12,23 @@ import asyncio
 import msgspec
 
 from runtime.actors import Actor, Down, Message
-from runtime.errors import ActorStopped, AskTimeout, MailboxFull, Overloaded, RuntimeFault, WireError, fault_named
+from runtime.errors import (
+    ActorStopped,
+    AskTimeout,
+    MailboxFull,
+    NodeUnhealthy,
+    Overloaded,
+    RuntimeFault,
+    WireError,
+    fault_named,
+)
 from runtime.inference.protocol import Cancel, Ready, SequenceFailed, Submitted, Token
 from runtime.inference.transcript import Transcript
 from runtime.spi import Delta, Finished
 
 SUBMIT_SECONDS = 30.0
 
-LOSSES = (ActorStopped, AskTimeout, MailboxFull, WireError)
+LOSSES = (ActorStopped, AskTimeout, MailboxFull, NodeUnhealthy, WireError)
 """Faults that say something of the cluster and nothing of the generation, which may go on elsewhere."""
 
 

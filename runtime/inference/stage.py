@@ -26,12 +26,14 @@ from runtime.inference.protocol import (
     LoadProgress,
     OpenSequence,
     OpenStage,
+    Row,
     StageOpened,
     Step,
     StepFailed,
     sequences_of,
 )
 from runtime.inference.reclaim import reclaim, trim
+from runtime.inference.step_times import StepTimes
 from runtime.inference.telemetry import emit_all
 from runtime.spi import (
     Checkpoint,
@@ -197,6 +199,7 @@ class Stage(Actor):
         self._compute = compute
         self._progress = progress
         self._telemetry = telemetry
+        self._times = StepTimes(compute.patience)
         self._shard: Shard | None = None
         self._next: ActorRef | None = None
         self._sequences: dict[int, StageSequence] = {}
@@ -240,7 +243,8 @@ class Stage(Actor):
             return
         loaded = self._shard is not None
         self._abandoned, self._shard, self._work = True, None, None
-        await self._compute.run(reclaim)
+        await self._compute.settle()
+        await self._compute.run(reclaim, outlasts=True)
         if not loaded:
             logger.info("gave up loading layers {} of {}", self._order.span, self._order.model)
             return
@@ -311,6 +315,7 @@ class Stage(Actor):
         compute.submit(
             lambda: work.step(step, launch=not compute.computing),
             lambda result, error: self._finish(step, result, error),
+            self._times.expected(_tokens(step)),
         )
 
     def _finish(self, step: Step | Hidden, result: Result | None, error: BaseException | None) -> None:
@@ -336,3 +341,9 @@ class Stage(Actor):
             self.context.tell(self._order.driver, StepFailed(number, text, code))
         except RuntimeFault as fault:
             logger.debug("the driver of {} is not told of a failed step: {}", self._order.model, fault)
+
+
+def _tokens(step: Step | Hidden) -> int:
+    """Return over how many tokens a step goes, those included that shorter rows are padded with."""
+    lengths = [len(row.tokens or (None,)) if isinstance(row, Row) else row[2] for row in step.rows]
+    return len(lengths) * max(lengths, default=0)

@@ -23,9 +23,9 @@ def run(detector: FailureDetector, start: float, end: float, *, heard: bool = Fa
     return changes
 
 
-def suspected(at: float = 10) -> FailureDetector:
+def suspected(at: float = 10, settings: DetectorSettings = SETTINGS) -> FailureDetector:
     """A detector whose peer was regular and is suspect since just now."""
-    detector = FailureDetector(SETTINGS, 0)
+    detector = FailureDetector(settings, 0)
     run(detector, 0, at - 5, heard=True)
     assert run(detector, at - 5, at) == [SUSPECT]
     return detector
@@ -52,7 +52,7 @@ def test_a_suspect_peer_that_is_heard_is_up_again() -> None:
 
 
 def test_a_suspect_that_others_reach_is_not_down_and_is_probed_again() -> None:
-    detector = suspected(10)
+    detector = suspected(10, DetectorSettings(longest_vouched=30))
     probes = 0
     now = 10.0
     while now < 25:

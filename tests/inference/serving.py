@@ -24,6 +24,7 @@ from runtime.inference.placing import Placer
 from runtime.inference.planning import PlacingSettings, Planner
 from runtime.inference.probe_cache import Probes
 from runtime.inference.progress import ProgressBoard
+from runtime.inference.rivals import RIVALS, Rivals
 from runtime.inference.session import Session
 from runtime.inference.stage import STAGES, Stage, StageHost
 from runtime.inference.survey import SURVEYOR, Surveyor, Surveys
@@ -146,6 +147,7 @@ class InferenceNode(ClusterNode):
         if probes is not None:
             known = Probes(families, probes)
             self.system.spawn(lambda: Surveyor(known, self.compute, self._round_trip), SURVEYOR)
+        self.system.spawn(lambda: Rivals(self.registry), RIVALS)
         self.system.spawn(lambda: Models(self._driver, self._served_by, self._peers), MODELS)
 
     def _driver(self, model: str) -> Driver:

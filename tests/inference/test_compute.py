@@ -165,6 +165,24 @@ async def test_nothing_of_a_job_is_kept_when_it_is_over(compute: ComputeThread) 
     assert await compute.run(lambda: gc.collect() >= 0 and kept() is None)
 
 
+async def test_once_all_jobs_are_settled_nothing_is_left_of_those_that_failed(compute: ComputeThread) -> None:
+    class Weights:
+        pass
+
+    def submit_one() -> weakref.ref[Weights]:
+        weights = Weights()
+
+        def fail() -> Computation[int]:
+            raise ValueError(f"no {weights}")
+
+        compute.submit(fail, lambda value, error: None)
+        return weakref.ref(weights)
+
+    kept = submit_one()
+    await compute.settle()
+    assert await compute.run(lambda: gc.collect() >= 0 and kept() is None)
+
+
 async def test_closing_lets_the_job_in_hand_be_the_last() -> None:
     compute = ComputeThread()
     recorder = Recorder(compute)
