@@ -3,7 +3,7 @@
 Each of our frames travels as one binary message in one piece. These are written and read here. What else a WebSocket
 carries (its opening and closing, pings, messages in fragments, offences) is the business of the library, which is given
 those bytes as they came. Its parser and its sending serve every case there is: they were measured to take a sixth of
-the time of an ask, and to copy a tensor's bytes twice more on either side (websockets 17).
+the time of an ask, and the parser copies a tensor's bytes twice more (websockets 17).
 """
 
 from __future__ import annotations
