@@ -13,6 +13,7 @@ from typing import Any
 
 from websockets.asyncio.client import ClientConnection, connect
 
+from benchmarks.rows.cores import apart
 from benchmarks.rows.local import Add, Count
 from benchmarks.rows.peer import Block, Received
 from benchmarks.rows.row import Aim, Row, compare
@@ -201,15 +202,16 @@ async def _xoscar() -> AsyncIterator[Any]:
 async def rows(loop: str) -> AsyncIterator[Row]:
     """Measure between two processes."""
     async with _remote(loop) as remote:
-        yield await compare(
-            "remote ask, two processes", remote.asks, "websockets echo", remote.bare_echoes, Aim(least=0.7), loop=loop
-        )
+        with apart():
+            async for row in _against_websockets(remote, loop):
+                yield row
         try:
             import xoscar  # noqa: F401 - only whether it is there
         except ImportError:
             print("xoscar is not installed: its row is left out", file=sys.stderr)
-        else:
-            async with _xoscar() as ref:
+            return
+        async with _xoscar() as ref:
+            with apart():
                 yield await compare(
                     "remote ask, two processes",
                     remote.asks,
@@ -218,29 +220,30 @@ async def rows(loop: str) -> AsyncIterator[Row]:
                     Aim(least=1.5),
                     loop=loop,
                 )
-        yield await compare(
-            "remote tell, coalesced",
-            remote.tells,
-            "websockets, a frame each",
-            remote.bare_frames,
-            Aim(least=2),
-            loop=loop,
-        )
-        yield await compare(
-            "bulk, 64 MB in tensors",
-            remote.bulk,
-            "websockets, same chunk",
-            remote.bare_bulk,
-            Aim(least=0.9),
-            loop=loop,
-            unit="MB/s",
-        )
-        yield await compare(
-            "control p99 beside bulk",
-            remote.latency_beside_bulk,
-            "control p99, idle",
-            remote.latency,
-            Aim(most=3),
-            loop=loop,
-            unit="us",
-        )
+
+
+async def _against_websockets(remote: Remote, loop: str) -> AsyncIterator[Row]:
+    yield await compare(
+        "remote ask, two processes", remote.asks, "websockets echo", remote.bare_echoes, Aim(least=0.7), loop=loop
+    )
+    yield await compare(
+        "remote tell, coalesced", remote.tells, "websockets, a frame each", remote.bare_frames, Aim(least=2), loop=loop
+    )
+    yield await compare(
+        "bulk, 64 MB in tensors",
+        remote.bulk,
+        "websockets, same chunk",
+        remote.bare_bulk,
+        Aim(least=0.9),
+        loop=loop,
+        unit="MB/s",
+    )
+    yield await compare(
+        "control p99 beside bulk",
+        remote.latency_beside_bulk,
+        "control p99, idle",
+        remote.latency,
+        Aim(most=3),
+        loop=loop,
+        unit="us",
+    )

@@ -7,6 +7,7 @@ import errno
 import logging
 import ssl
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from http import HTTPStatus
 from typing import cast
 
@@ -17,7 +18,7 @@ from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed, WebSocketException
 from websockets.frames import DATA_OPCODES, Frame, Opcode
 from websockets.http11 import Request, Response
-from websockets.protocol import Event, State
+from websockets.protocol import Event, Side, State
 from websockets.typing import Subprotocol
 
 from runtime.errors import ConfigError, ProtocolError
@@ -37,12 +38,16 @@ from runtime.wire.connection import (
 from runtime.wire.frame import MAX_FRAME
 from runtime.wire.inbox import Inbox
 from runtime.wire.limits import Limits
+from runtime.wire.rfc6455 import MessageReader, MessageWriter
 from runtime.wire.tensor import Buffer
 
 SUBPROTOCOL = Subprotocol("mlx-actor-runtime")
 
 MAX_FRAGMENTS = 256
 """Fragments that a frame may be cut into on its way: the largest frame, a kilobyte at a time."""
+
+HEAD_END = b"\r\n\r\n"
+"""What the head of an HTTP message ends with; those that open a WebSocket have nothing behind it."""
 
 _Wrap = Callable[[ServerConnection], Awaitable[None]]
 _Screen = Callable[[ServerConnection, Request], Response | None]
@@ -144,15 +149,14 @@ class _Socket(Socket):
     """Puts what arrives into an :class:`Inbox`, from where it is taken without a task that waits for each frame."""
 
     inbox: Inbox
+    writer: MessageWriter
     _fragments: list[bytes] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self.inbox = Inbox(self.transport.pause_reading, self.transport.resume_reading)
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        self.inbox.pump()
+        self.writer = MessageWriter(masks=self.protocol.side is Side.CLIENT)
+        self.transport.set_protocol(_Arrivals(self))
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -187,6 +191,51 @@ class _Socket(Socket):
             self._fragments = None
 
 
+class _Arrivals(asyncio.BufferedProtocol):
+    """What a transport delivers to: messages go straight to a socket's inbox, and all the rest to the socket."""
+
+    def __init__(self, socket: _Socket) -> None:
+        self._socket = socket
+        self._inbox = socket.inbox
+        self._reader = MessageReader(
+            masked=socket.protocol.side is Side.SERVER, largest=MAX_FRAME, take=self._inbox.put, leave=self._leave
+        )
+        self._opening: bytes | None = b""
+        """The last bytes that came, until the connection is open; then None."""
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        del sizehint
+        return self._reader.room()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if self._opening is not None and self._socket.state is State.OPEN:
+            if self._opening == HEAD_END:
+                self._reader.begin()
+            # Otherwise the peer did not wait for the end of the opening, and the library has begun to read frames.
+            self._opening = None
+        self._reader.arrived(nbytes)
+        self._inbox.pump()
+
+    def _leave(self, data: bytes) -> None:
+        self._socket.data_received(data)
+        if self._opening is not None:
+            self._opening = (self._opening + data)[-len(HEAD_END) :]
+        elif self._socket.state is not State.OPEN:
+            self._reader.stop()
+
+    def eof_received(self) -> None:
+        self._socket.eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._socket.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        self._socket.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._socket.resume_writing()
+
+
 class _ClientSocket(_Socket, ClientConnection):
     pass
 
@@ -203,11 +252,15 @@ class WebSocketConnection(Connection):
         self._socket = socket
 
     async def send(self, frame: Buffer) -> None:
+        socket = self._socket
+        while socket.paused and socket.state is State.OPEN:
+            with suppress(OSError):  # the connection is lost, and no longer open
+                await socket.drain()
+        if socket.state is State.OPEN:
+            self.send_now(frame)
+            return
         try:
-            if self._socket.state is State.OPEN and not self._socket.paused:
-                self.send_now(frame)
-            else:
-                await self._socket.send(frame)
+            await socket.send(frame)
         except ConnectionClosed as closed:
             raise _ended(closed) from closed
 
@@ -216,9 +269,7 @@ class WebSocketConnection(Connection):
         return self._socket.state is State.OPEN and not self._socket.transport.get_write_buffer_size()
 
     def send_now(self, frame: Buffer) -> None:
-        # What the library's own send does, without its waiting (websockets 17).
-        self._socket.protocol.send_binary(frame)
-        self._socket.send_data()
+        self._socket.transport.write(self._socket.writer.frame(frame))
 
     async def recv(self) -> bytes:
         return await self._socket.inbox.recv()

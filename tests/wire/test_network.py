@@ -8,8 +8,12 @@ from functools import partial
 import msgspec
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.client import ClientProtocol
 from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.frames import Frame
+from websockets.protocol import Event
 from websockets.typing import Origin
+from websockets.uri import parse_uri
 
 from runtime.actors import ActorRef, ActorSystem, Down, Gone, Lane
 from runtime.errors import (
@@ -22,9 +26,10 @@ from runtime.errors import (
 from runtime.wire import DialState, Network, Tensor
 from runtime.wire.connection import NORMAL, POLICY, Connection, ConnectionEnded
 from runtime.wire.frame import Grant, batch_frame, grant_frame
-from runtime.wire.handshake import Identity
+from runtime.wire.handshake import Dialler, Identity
 from runtime.wire.limits import KIB, MIB
 from runtime.wire.opening import READY, introduce
+from runtime.wire.rfc6455 import MessageWriter
 from runtime.wire.tensor import Buffer
 from runtime.wire.websocket import SUBPROTOCOL
 from tests.wire.loopback import DEADLINE, FAST, Node, Observer, eventually, log_lines, nodes, pair
@@ -290,6 +295,37 @@ async def test_bytes_that_are_no_websocket_harm_nobody() -> None:
         b.dial(a.address)
         await eventually(lambda: a.linked() == ["b"])
         await b.stop()
+
+
+async def test_a_peer_that_does_not_wait_for_the_end_of_the_opening_is_understood_all_the_same() -> None:
+    async with nodes("a") as (a,):
+        host, _, port = a.address.rpartition(":")
+        client = ClientProtocol(parse_uri(f"ws://{a.address}/"), subprotocols=[SUBPROTOCOL])
+        client.send_request(client.connect())
+        opening = b"".join(client.data_to_send())
+        message = Dialler(Identity("z", 1, b"z" * 8, ""), b"", Lane.CONTROL, b"s" * 16).hello()
+        masked = MessageWriter(masks=True)
+        # One whose second piece looks like the beginning of a frame.
+        hello = next(
+            frame
+            for frame in iter(partial(masked.frame, message), b"")
+            if frame[20] == 0x82 and 0x80 < frame[21] < 0xC0
+        )
+        reader, writer = await asyncio.open_connection(host, int(port))
+        # The first piece comes right behind the request.
+        writer.write(opening + hello[:20])
+        received: list[Event] = []
+        while not received:
+            client.receive_data(await reader.read(4096))
+            received = client.events_received()
+        writer.write(hello[20:])
+        while len(received) < 2:
+            client.receive_data(await reader.read(4096))
+            received += client.events_received()
+        challenge = received[1]
+        assert isinstance(challenge, Frame)
+        assert msgspec.msgpack.decode(challenge.data)[:2] == [1, 2]
+        writer.close()
 
 
 async def test_a_silent_stranger_is_hung_up_on() -> None:
