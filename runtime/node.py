@@ -288,6 +288,7 @@ class Node:
         limits = DriverLimits(
             sequences=max(models.batch, models.sequences),
             waiting=WAITING_PER_SEQUENCE * models.sequences,
+            prefix_cache=models.prefix_cache,
             keep_alive=models.keep_alive,
         )
         return Driver(model, self._placer, limits, self._board, self._publish, self._withdraw)

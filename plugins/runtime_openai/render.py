@@ -33,19 +33,27 @@ class ModelList(msgspec.Struct, frozen=True):
     object: str = "list"
 
 
+class PromptDetails(msgspec.Struct, frozen=True):
+    """More about the tokens of a prompt."""
+
+    cached_tokens: int
+
+
 class UsageCounts(msgspec.Struct, frozen=True):
     """Tokens of a request, over all its choices; a prompt is counted once for them all."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptDetails
 
     @classmethod
     def of(cls, usages: list[Usage], choices_per_prompt: int) -> UsageCounts:
         """Sum up."""
         prompt = sum(usage.prompt_tokens for usage in usages[::choices_per_prompt])
         completion = sum(usage.completion_tokens for usage in usages)
-        return cls(prompt, completion, prompt + completion)
+        cached = sum(usage.cached_tokens for usage in usages[::choices_per_prompt])
+        return cls(prompt, completion, prompt + completion, PromptDetails(cached))
 
 
 class Alternative(msgspec.Struct, frozen=True):

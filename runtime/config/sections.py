@@ -175,8 +175,10 @@ class ModelsSection(Section):
     """Generations for each model for which a KV cache of the whole context is reserved."""
     batch: int = Field(default=16, ge=1)
     """Generations at once for each model, while they are short enough to share that reservation."""
+    prefix_cache: bool = True
+    """Whether the caches of ended generations are kept, in reserved memory, for prompts that begin alike."""
     prefill_chunk: int = Field(default=512, ge=1)
-    """Prompt tokens in one forward pass; mlx-lm's default."""
+    """Prompt tokens in one forward pass, at most."""
     step_patience: float = Field(default=5.0, ge=0.5, le=3600, allow_inf_nan=False)
     """Seconds that a step may take in any case before the node's compute thread counts as stuck, and the node as
     unhealthy. Slow steps have more: twenty times as long as steps like them took before."""

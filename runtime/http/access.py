@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import secrets
 import socket
 from urllib.parse import urlsplit
 
@@ -66,6 +67,8 @@ class AccessPolicy:
             self._hosts.add(socket.gethostname().lower())
         self._origins = frozenset(normal_origin(origin) for origin in settings.allowed_origins)
         self._key = settings.api_key.strip().encode() if settings.api_key else None
+        # Other nodes hear of it, so it must not be a plain digest, from which a weak key could be guessed.
+        self._caller = hmac.digest(secrets.token_bytes(32), self._key or b"", "sha256").hex()
 
     def check_host(self, value: str | None) -> None:
         """Refuse a ``Host`` that is not ours. A wildcard bind takes any address, for a rebound name is never one."""
@@ -96,16 +99,21 @@ class AccessPolicy:
             return False
         return is_loopback(parts.hostname or "") or (host is not None and parts.netloc == host.lower())
 
-    def check_key(self, method: str, path: str, authorization: str | None) -> None:
-        """Refuse a request without the key, if there is one. A browser's preflight never carries it (Fetch, 4.8)."""
+    def check_key(self, method: str, path: str, authorization: str | None) -> str:
+        """Refuse a request without the key, if there is one. A browser's preflight never carries it (Fetch, 4.8).
+
+        Returns:
+            A name for the caller, as :data:`runtime.spi.caller.CALLER` has it.
+        """
         if self._key is None or path in OPEN_PATHS or method == "OPTIONS":
-            return
+            return ""
         scheme, _, presented = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not presented.strip():
             raise Unauthorized("this node wants an API key; send it as the header 'Authorization: Bearer <key>'")
         # A header's bytes were read as Latin-1 (ASGI), whatever the client wrote them in.
         if not hmac.compare_digest(presented.strip().encode("latin-1", "replace"), self._key):
             raise Unauthorized("the API key is wrong; compare it with http.api_key of the node's configuration")
+        return self._caller
 
 
 def normal_origin(origin: str) -> str:

@@ -8,6 +8,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from runtime.errors import InvalidRequest, RuntimeFault, TooLarge
 from runtime.http.access import AccessPolicy
 from runtime.http.dialect import Dialects
+from runtime.spi.caller import CALLER
 
 _DRAIN_FACTOR = 4
 """A refused body is read to its end up to this many times the limit. Closing at once would reset the connection, and
@@ -42,7 +43,7 @@ class Guard:
         method, path, host = scope["method"], scope["path"], headers.get("host")
         self._policy.check_host(host)
         self._policy.check_origin(method, headers.get("origin"), host)
-        self._policy.check_key(method, path, headers.get("authorization"))
+        CALLER.set(self._policy.check_key(method, path, headers.get("authorization")))
         declared = headers.get("content-length", "0")
         if not declared.isdecimal():
             raise InvalidRequest(f"Content-Length must be a number of bytes, and is {declared!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -56,6 +57,19 @@ def batched(entry: Any, left_padding: Sequence[int]) -> Any:
             raise ModelUnsupported(f"the cache {type(entry).__name__} takes one sequence at a time, not a batch")
 
 
+def trims(cache: list[Any]) -> bool:
+    """Whether a sequence's cache can be cut to any shorter length, and not only be used as a whole."""
+    return all(_trims(entry) for entry in cache)
+
+
+def beginning(cache: list[Any], length: int) -> list[Any]:
+    """Return a cache with the first ``length`` positions of a sequence's, which stays as it is.
+
+    Keys and values are shared until one of both grows. A cache that does not :func:`trims` is copied, as a whole.
+    """
+    return _shared(lambda entry: _beginning(entry, length), (cache,))
+
+
 def merged(caches: Sequence[list[Any]]) -> list[Any]:
     """Return one cache for sequences that have each its own, padded on the left to one length.
 
@@ -89,6 +103,24 @@ def _shared(change: Callable[..., Any], caches: Sequence[list[Any]]) -> list[Any
             done[id(entries[0])] = change(*entries)
         results.append(done[id(entries[0])])
     return results
+
+
+def _trims(entry: Any) -> bool:
+    if type(entry) is CacheList:
+        return all(_trims(each) for each in entry.caches)
+    return type(entry) is KVCache
+
+
+def _beginning(entry: Any, length: int) -> Any:
+    if type(entry) is CacheList:
+        return CacheList(*(_beginning(each, length) for each in entry.caches))
+    if type(entry) is not KVCache:
+        return copy.deepcopy(entry)
+    new = KVCache()
+    new.offset = length
+    if entry.keys is not None:  # a ghost's has none
+        new.keys, new.values = entry.keys[..., :length, :], entry.values[..., :length, :]
+    return new
 
 
 def _merged(entries: Sequence[Any]) -> Any:

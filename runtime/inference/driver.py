@@ -69,6 +69,8 @@ class DriverLimits(msgspec.Struct, frozen=True):
     """Generations at once, as far as the KV cache has room for them."""
     waiting: int
     """Generations that may wait beyond those."""
+    prefix_cache: bool
+    """Whether caches of ended generations are kept for prompts that begin alike."""
     keep_alive: float
     """Seconds without a request after which the model is unloaded; negative is never."""
 
@@ -175,6 +177,8 @@ class Driver(Actor):
                 context=placed.workload.context,
                 positions=placed.positions,
                 batches=placed.alone is None,
+                keeps=self._limits.prefix_cache,
+                trims=placed.trims,
             )
         )
         if placed.alone is not None:
@@ -249,7 +253,7 @@ class Driver(Actor):
         self._sessions[sequence] = request.session
         self._submits[sequence] = request
         self.context.monitor(request.session)
-        scheduler.add(sequence, request.prompt, request.max_tokens, request.eos, request.generated)
+        scheduler.add(sequence, request.prompt, request.max_tokens, request.eos, request.generated, request.owner)
         self._touch()
         self._go_on()
         return Submitted(sequence)
@@ -263,6 +267,8 @@ class Driver(Actor):
         scheduler = self._scheduler
         if scheduler is None:
             return
+        for sequence in scheduler.closed():
+            self._tell_closed(sequence)
         for sequence in scheduler.admit():
             self.context.start_task(self._open(sequence, self._submits[sequence]), f"open {sequence}")
         for step in scheduler.issue():
@@ -313,7 +319,8 @@ class Driver(Actor):
         self._go_on()  # first of all, for the stages wait
         for chosen, progress in heard:
             self._tell_session(
-                chosen.sequence, Token(progress.index, chosen.token, chosen.logprob, chosen.top, progress.reason)
+                chosen.sequence,
+                Token(progress.index, chosen.token, chosen.logprob, chosen.top, progress.reason, progress.cached),
             )
             if progress.reason is not None:
                 self._close(chosen.sequence)
@@ -327,20 +334,21 @@ class Driver(Actor):
         if isinstance(fault, NodeUnhealthy):
             self._lose(fault)
         elif self._scheduler is not None:
-            for sequence in self._scheduler.done(number, self.context.now()):
+            lost = self._scheduler.done(number, self.context.now())
+            self._scheduler.forget_prefixes()
+            for sequence in lost:
                 self._fail(sequence, fault)
             self._go_on()
 
-    def _close(self, sequence: int) -> None:
-        """Forget a sequence, here and on the stages."""
+    def _close(self, sequence: int, *, keep: bool = True) -> None:
+        """Forget a sequence, here and, unless its cache is kept, on the stages."""
         session = self._sessions.pop(sequence, None)
         if session is None:
             return
         self.context.demonitor(session)
         del self._submits[sequence]
         if self._scheduler is not None:
-            self._scheduler.remove(sequence)
-            self._tell_closed(sequence)
+            self._scheduler.remove(sequence, keep=keep)
         self._go_on()
         self._touch()
 
@@ -354,7 +362,7 @@ class Driver(Actor):
 
     def _fail(self, sequence: int, fault: RuntimeFault) -> None:
         self._tell_session(sequence, SequenceFailed(fault.code, fault.message))
-        self._close(sequence)
+        self._close(sequence, keep=False)
 
     def _fail_all(self, fault: RuntimeFault) -> None:
         """Fail every sequence and take no more; what the stages hold ends with them."""

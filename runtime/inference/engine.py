@@ -44,6 +44,7 @@ from runtime.spi import (
     Telemetry,
     Waiting,
 )
+from runtime.spi.caller import CALLER
 
 UNLOAD_SECONDS = 600.0
 """How long an unload waits for generations in progress."""
@@ -151,7 +152,14 @@ class RuntimeEngine(Engine):
             self._let_go(ready)
             raise
         transcript = Transcript(
-            request, prompt, max_tokens, secrets.randbits(63), tokenizer, began=began, load_seconds=load_seconds
+            request,
+            prompt,
+            max_tokens,
+            secrets.randbits(63),
+            CALLER.get(),
+            tokenizer,
+            began=began,
+            load_seconds=load_seconds,
         )
         outbox: asyncio.Queue[Outcome] = asyncio.Queue()
         report = _Report(transcript, began)

@@ -32,6 +32,8 @@ class Placed(msgspec.Struct, frozen=True):
     """Of the KV cache that is reserved, for all sequences."""
     alone: str | None
     """Why the model takes one sequence at a time, if it does."""
+    trims: bool
+    """Whether the caches of all layers can be cut to any shorter length."""
 
 
 class Placer:
@@ -99,6 +101,7 @@ class Placer:
             stages=tuple(stage.stage for stage in opened),
             positions=whole_steps(workload.context) * workload.sequences,
             alone=opened[0].alone,
+            trims=all(stage.trims for stage in opened),
         )
 
     async def _open(self, order: OpenStage, node: str) -> StageOpened:

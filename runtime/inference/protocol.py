@@ -29,6 +29,8 @@ class StageOpened(Message, frozen=True, tag="stage.opened"):
     seconds: float
     alone: str | None = None
     """Why the model takes one sequence at a time, if it does; the first stage finds out."""
+    trims: bool = False
+    """Whether the caches of these layers can be cut to any shorter length."""
 
 
 class OpenStage(Request[StageOpened], frozen=True, tag="stage.open"):
@@ -104,6 +106,18 @@ class Row(Struct, frozen=True, array_like=True):
     tokens: tuple[int, ...] | None
 
 
+class Change(Struct, frozen=True, array_like=True):
+    """What a sequence's cache becomes before a step: the first ``length`` positions of that of ``source``.
+
+    With a length of 0 it is dropped. A sequence that is its own source leaves its micro-batch and is kept, for others
+    that begin alike.
+    """
+
+    sequence: int
+    source: int = 0
+    length: int = 0
+
+
 class Step(Message, frozen=True, tag="sequence.step"):
     """Run the model over the next token of every sequence of a micro-batch, or over a chunk of one prompt, or over
     several whole prompts.
@@ -116,8 +130,8 @@ class Step(Message, frozen=True, tag="sequence.step"):
     batch: int | None
     """The micro-batch, which holds exactly these rows from now on; None for prompts."""
     rows: tuple[Row, ...]
-    dropped: tuple[int, ...] = ()
-    """Sequences to drop the caches of before that. Those that are not closed begin anew."""
+    changes: tuple[Change, ...] = ()
+    """Of caches, in this order, before that."""
 
 
 class Hidden(Message, frozen=True, tag="sequence.hidden"):
@@ -128,7 +142,7 @@ class Hidden(Message, frozen=True, tag="sequence.hidden"):
     batch: int | None
     rows: tuple[tuple[int, int, int], ...]
     """Sequence, position and length of each row. Those with fewer tokens than others are padded on the left."""
-    dropped: tuple[int, ...]
+    changes: tuple[Change, ...]
     state: dict[str, Tensor]
     """Arrays by name: ``hidden`` (rows, length, ...), and what else the model's layers hand on. Empty without rows."""
 
@@ -192,6 +206,8 @@ class Submit(Request[Submitted], frozen=True, tag="driver.submit"):
     """Tokens that end the text; none to go on until ``max_tokens``."""
     min_tokens: int = 0
     """Tokens before which the text does not end."""
+    owner: str = ""
+    """Who asks: prefixes are shared among requests of one owner only."""
     generated: tuple[int, ...] = ()
     """The completion so far, which another driver has sampled. ``max_tokens`` counts these too, and the first token to
     come has the index after them."""
@@ -205,6 +221,8 @@ class Token(Message, frozen=True, tag="session.token"):
     logprob: float | None
     top: tuple[tuple[int, float], ...]
     reason: str | None = None
+    cached: int = 0
+    """Tokens of the prompt that were in a cache already."""
 
 
 class SequenceFailed(Message, frozen=True, tag="session.failed"):

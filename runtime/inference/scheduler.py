@@ -12,19 +12,23 @@ about as long as that round, and take turns among themselves: so nobody waits fo
 The KV cache has room for a number of positions. A sequence starts when what it holds by then fits, beside what the
 others hold, padding included. If they outgrow it, the one that came last gives up its room and begins anew later,
 with the tokens that it has by then as part of its prompt. The one that came first is never held up by others.
+
+What room is left holds the caches of sequences that ended, for prompts that begin like them
+(:mod:`runtime.inference.prefixes`). Whoever runs comes first: kept caches are given up as soon as room is wanted.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 
 import msgspec
 
 from runtime.inference.pace import LEAST_CHUNK, Pace
-from runtime.inference.protocol import Row, Step
+from runtime.inference.prefixes import LEAST_KEPT, Prefix, Prefixes
+from runtime.inference.protocol import Change, Row, Step
 
 CACHE_STEP = 256
 """Positions by which mlx-lm's caches grow."""
@@ -57,6 +61,10 @@ class Capacity(msgspec.Struct, frozen=True):
     """Of the KV cache, for all sequences; at least the context."""
     batches: bool = True
     """Whether the model takes several sequences in one forward pass."""
+    keeps: bool = False
+    """Whether caches of ended sequences are kept while there is room."""
+    trims: bool = False
+    """Whether caches can be cut to any shorter length."""
 
     def cache(self, tokens: int) -> int:
         """Return the positions that the cache of one sequence with ``tokens`` takes: it grows by steps."""
@@ -68,6 +76,8 @@ class Progress(msgspec.Struct, frozen=True):
 
     index: int
     reason: str | None
+    cached: int
+    """Tokens of the prompt that were in a cache already."""
 
 
 class _Sequence(msgspec.Struct):
@@ -78,6 +88,13 @@ class _Sequence(msgspec.Struct):
     eos: frozenset[int]
     tokens: list[int]
     """Sampled so far."""
+    owner: str
+    prefix: Prefix | None = None
+    """What of a kept sequence its cache will begin with."""
+    takes: bool = False
+    """Whether that one is given up for it."""
+    cached: int = 0
+    """Positions that it had from there."""
     fed: int = 0
     """Positions for which steps were issued since the cache was empty."""
     in_flight: int = 0
@@ -115,6 +132,8 @@ class _Flight(msgspec.Struct):
     batch: int | None
     rows: tuple[int, ...]
     prompt_tokens: int
+    evicted: tuple[int, ...]
+    """Kept sequences whose caches it drops."""
 
 
 class Scheduler:
@@ -134,8 +153,13 @@ class Scheduler:
         self._batches: dict[int, _Batch] = {}
         """By name; the one that waited longest first."""
         self._flights: dict[int, _Flight] = {}
-        self._dropped: list[int] = []
-        """Sequences whose caches the stages are to drop with the next step."""
+        self._changes: list[Change] = []
+        """Of caches on the stages, to go with the next step."""
+        self._evicted: list[int] = []
+        """Kept sequences that are dropped by those."""
+        self._closed: list[int] = []
+        """Sequences that the stages may forget."""
+        self._prefixes = Prefixes(trims=capacity.trims)
         self._round = 0
         """Decode steps since the last turn of prompts."""
         self._turn = 0
@@ -156,9 +180,11 @@ class Scheduler:
 
     @property
     def positions(self) -> int:
-        """Positions of the KV cache that are taken, or promised to prompts."""
-        return sum(self._size(batch.rows) for batch in self._batches.values()) + sum(
-            self._capacity.cache(self._running[sequence].known + 1) for sequence in self._unbatched()
+        """Positions of the KV cache that are taken, kept, or promised to prompts."""
+        return (
+            sum(self._size(batch.rows) for batch in self._batches.values())
+            + sum(self._capacity.cache(state.known + 1) for state in self._running.values() if state.batch is None)
+            + self._prefixes.positions(self._capacity.cache)
         )
 
     def is_full(self) -> bool:
@@ -172,13 +198,16 @@ class Scheduler:
         max_tokens: int,
         eos: tuple[int, ...],
         generated: tuple[int, ...] = (),
+        owner: str = "",
     ) -> None:
         """Queue a sequence; :meth:`admit` starts it.
 
         What was ``generated`` of it elsewhere is taken in like a prompt, as that of a sequence which gave up its room.
-        ``max_tokens`` counts it too.
+        ``max_tokens`` counts it too. What is kept of another sequence of the same ``owner`` is not computed again.
         """
-        self._sequences[sequence] = _Sequence(next(self._orders), prompt, max_tokens, frozenset(eos), [*generated])
+        self._sequences[sequence] = _Sequence(
+            next(self._orders), prompt, max_tokens, frozenset(eos), [*generated], owner
+        )
         self._waiting.append(sequence)
 
     def admit(self) -> list[int]:
@@ -190,14 +219,12 @@ class Scheduler:
         while self._waiting and len(self._running) < self._capacity.sequences:
             sequence = self._waiting[0]
             state = self._sequences[sequence]
-            # Some room to grow in, or it would give up its place at once.
-            needed = self._capacity.cache(state.known + CACHE_STEP)
-            if state.in_flight or (self._running and self.positions + needed > self._capacity.positions):
+            if state.in_flight or not self._has_room(state):
                 break
             self._waiting.popleft()
             self._running[sequence] = state
             if state.is_open:
-                self._begin(sequence, state)
+                self._start(sequence, state)
             else:
                 strangers.append(sequence)
         return strangers
@@ -207,7 +234,7 @@ class Scheduler:
         state = self._running.get(sequence)
         if state is not None:
             state.is_open = True
-            self._begin(sequence, state)
+            self._start(sequence, state)
 
     def issue(self) -> list[Step]:
         """Return the steps that can start now, in the order in which they must; they are in flight from then on."""
@@ -221,6 +248,7 @@ class Scheduler:
         flight = self._flights.pop(number, None)
         if flight is None:
             return ()
+        self._closed += flight.evicted
         for sequence in flight.rows:
             state = self._sequences.get(sequence)
             if state is not None:
@@ -245,17 +273,37 @@ class Scheduler:
         reason = "stop" if token in state.eos else "length" if len(state.tokens) >= state.max_tokens else None
         if reason is not None:
             self.remove(sequence)
-        return Progress(len(state.tokens) - 1, reason)
+        return Progress(len(state.tokens) - 1, reason, state.cached)
 
-    def remove(self, sequence: int) -> None:
-        """Forget a sequence, if it is here."""
+    def remove(self, sequence: int, *, keep: bool = True) -> None:
+        """Forget a sequence, if it is here; its cache may be kept, unless something is wrong with it."""
         state = self._sequences.pop(sequence, None)
         if state is None:
             return
         if self._running.pop(sequence, None) is None:
             self._waiting.remove(sequence)
+        elif keep and self._is_worth_keeping(state):
+            self._leave(sequence, state)
+            tokens = state.known_tokens(0, min(state.fed, state.known))
+            self._changes.append(Change(sequence, sequence, len(tokens)))
+            for other in self._prefixes.keep(sequence, state.owner, tokens):
+                self._drop_kept(other)
+            return
         else:
-            self._take_room(sequence, state)
+            self._drop(sequence, state)
+        self._closed.append(sequence)
+
+    def closed(self) -> list[int]:
+        """Return the sequences that the stages may forget by now; each is returned once."""
+        closed, self._closed = self._closed, []
+        return closed
+
+    def forget_prefixes(self) -> None:
+        """Keep nothing of what was kept so far: a step failed, and nobody knows what it left behind."""
+        for state in self._running.values():
+            state.prefix = None
+        while (sequence := self._prefixes.evict(frozenset())) is not None:
+            self._drop_kept(sequence)
 
     # -- what runs next ---------------------------------------------------------------------------------------------
 
@@ -328,10 +376,9 @@ class Scheduler:
                 continue
             rows = [(sequence, self._running[sequence]) for sequence in batch.rows]
             for sequence, state in rows:
-                if state.is_exhausted:
+                if state.is_exhausted:  # it waits for its last token, and for what becomes of its cache
                     batch.rows.remove(sequence)
                     state.batch = None
-                    self._dropped.append(sequence)
             rows = [(sequence, state) for sequence, state in rows if state.batch == name]
             if not rows:
                 self._forget_if_empty(name)
@@ -352,11 +399,22 @@ class Scheduler:
         number = next(self._numbers)
         for row in rows:
             self._sequences[row.sequence].in_flight += 1
-        self._flights[number] = _Flight(batch, tuple(row.sequence for row in rows), prompt_tokens)
-        dropped, self._dropped = tuple(self._dropped), []
-        return Step(number, batch, rows, dropped)
+        evicted, self._evicted = tuple(self._evicted), []
+        self._flights[number] = _Flight(batch, tuple(row.sequence for row in rows), prompt_tokens, evicted)
+        changes, self._changes = tuple(self._changes), []
+        return Step(number, batch, rows, changes)
 
     # -- who is together with whom ----------------------------------------------------------------------------------
+
+    def _start(self, sequence: int, state: _Sequence) -> None:
+        """Begin with what is kept of another sequence, if there is something."""
+        prefix, state.prefix = state.prefix, None
+        if prefix is not None:
+            self._changes.append(Change(sequence, prefix.sequence, prefix.length))
+            state.fed = state.cached = prefix.length
+            if state.takes:
+                self._drop_kept(prefix.sequence)
+        self._begin(sequence, state)
 
     def _begin(self, sequence: int, state: _Sequence) -> None:
         """Go on with a prompt, or to decoding once all but its last token is issued."""
@@ -421,9 +479,37 @@ class Scheduler:
 
     # -- room in the KV cache ---------------------------------------------------------------------------------------
 
-    def _unbatched(self) -> Iterable[int]:
-        """Return the running sequences that hold a cache of their own, or are promised one."""
-        return (sequence for sequence, state in self._running.items() if state.batch is None and not state.is_exhausted)
+    def _has_room(self, state: _Sequence) -> bool:
+        """Find what is kept of a sequence's beginning, and give up what else is kept until there is room for it."""
+        capacity = self._capacity
+        # Some room to grow in, or it would give up its place at once.
+        needed = capacity.cache(state.known + CACHE_STEP)
+        known = state.known_tokens(0, state.known)
+        prefix = self._prefixes.find(state.owner, known) if capacity.keeps else None
+        pinned = self._pinned()
+        spared = pinned if prefix is None else pinned | {prefix.sequence}
+        while self.positions + needed > capacity.positions and (other := self._prefixes.evict(spared)) is not None:
+            self._drop_kept(other)
+        lacking = self.positions + needed - capacity.positions
+        takes = prefix is not None and lacking > 0 and prefix.sequence not in pinned
+        if prefix is not None and takes:
+            lacking -= capacity.cache(self._prefixes.length(prefix.sequence))
+        if lacking > 0 and self._running:
+            return False
+        if prefix is not None and takes:
+            # It is dropped once the copy is made, which shares its memory until it grows.
+            self._prefixes.remove(prefix.sequence)
+        state.prefix, state.takes = prefix, takes
+        return True
+
+    def _pinned(self) -> frozenset[int]:
+        """Return the kept sequences that admitted ones are about to copy."""
+        return frozenset(state.prefix.sequence for state in self._running.values() if state.prefix is not None)
+
+    def _is_worth_keeping(self, state: _Sequence) -> bool:
+        # A step may have run over a token that was never heard of; only a cache that can be cut gets rid of it.
+        certain = self._capacity.trims or state.fed <= state.known
+        return self._capacity.keeps and certain and min(state.fed, state.known) >= LEAST_KEPT
 
     def _size(self, rows: list[int], more: int = 0) -> int:
         """Return the positions of a micro-batch that holds ``more`` positions a sequence than now."""
@@ -437,19 +523,39 @@ class Scheduler:
         return self.positions + self._size(rows, 1) - self._size(rows)
 
     def _make_room(self, needed: Callable[[], int]) -> None:
-        """Take the room of those who came last, until what is needed fits or only the first of them is left."""
+        """Give up what is kept, then the room of those who came last, until what is needed fits or one is left."""
         while needed() > self._capacity.positions:
+            kept = self._prefixes.evict(self._pinned())
+            if kept is not None:
+                self._drop_kept(kept)
+                continue
             holders = [sequence for sequence, state in self._running.items() if not state.is_exhausted]
             if len(holders) < 2:
                 return
             last = max(holders, key=lambda sequence: self._running[sequence].order)
             state = self._running.pop(last)
-            self._take_room(last, state)
+            self._drop(last, state)
             state.fed = 0
             self._waiting.appendleft(last)
 
-    def _take_room(self, sequence: int, state: _Sequence) -> None:
-        self._dropped.append(sequence)
+    def _give_back(self, state: _Sequence) -> None:
+        """Let go of a kept sequence that was to be copied; if it was to be given up for it, that is done now."""
+        prefix, state.prefix = state.prefix, None
+        if prefix is not None and state.takes:
+            self._drop_kept(prefix.sequence)
+
+    def _drop(self, sequence: int, state: _Sequence) -> None:
+        """Drop the cache of a sequence, wherever it is."""
+        self._changes.append(Change(sequence))
+        self._leave(sequence, state)
+
+    def _drop_kept(self, sequence: int) -> None:
+        self._changes.append(Change(sequence))
+        self._evicted.append(sequence)
+
+    def _leave(self, sequence: int, state: _Sequence) -> None:
+        """Take a sequence out of the prompts, or out of its micro-batch."""
+        self._give_back(state)
         if sequence in self._prompts:
             self._prompts.remove(sequence)
         name, state.batch = state.batch, None

@@ -10,11 +10,11 @@ import msgspec
 
 from runtime.errors import ProtocolError
 from runtime.inference.arrays import to_arrays, to_tensors
-from runtime.inference.caches import extracted
+from runtime.inference.caches import beginning, extracted
 from runtime.inference.compute import Computation
 from runtime.inference.ghosts import State
 from runtime.inference.microbatch import MicroBatch, StageSequence
-from runtime.inference.protocol import Chosen, Hidden, Prefilled, Sampled, Step
+from runtime.inference.protocol import Change, Chosen, Hidden, Prefilled, Sampled, Step
 from runtime.inference.sampling import TokenSampler, collect_scores, sample_rows
 from runtime.inference.shard import Shard
 
@@ -78,7 +78,8 @@ class StageSequences:
         self._drop(sequence for sequence in rows if sequence not in self._open)
 
     def _build(self, step: Step | Hidden, *, launch: bool) -> Computation[Result]:
-        self._drop(step.dropped)
+        for change in step.changes:
+            self._change(change)
         places = _places(step)
         # Some may have been closed since the step was issued.
         kept = [place for place in places if place.sequence in self._open]
@@ -104,6 +105,24 @@ class StageSequences:
         for place in _places(step):
             if place.sequence in self._open:
                 self._open[place.sequence].cache = None
+
+    def _change(self, change: Change) -> None:
+        row = self._open.get(change.sequence)
+        if change.length == 0:
+            self._drop((change.sequence,))
+        elif row is None:
+            return  # it was closed since
+        elif change.source == change.sequence:
+            cache = row.cache if row.batch is None else row.batch.leave(row)
+            if cache is not None and change.length < row.position:
+                cache = beginning(cache, change.length)
+            row.cache, row.position = cache, change.length
+            row.sampler, row.last = None, None
+        else:
+            source = self._open.get(change.source)
+            if source is None or source.cache is None or source.position < change.length:
+                raise ProtocolError(f"sequence {change.source} has no cache of {change.length} tokens to begin with")
+            row.cache, row.position = beginning(source.cache, change.length), change.length
 
     def _drop(self, sequences: Iterable[int]) -> None:
         gone = set(sequences)
@@ -212,7 +231,7 @@ class StageSequences:
 
         def collect() -> Hidden:
             mx.eval(output)
-            return Hidden(step.number, step.batch, places, step.dropped, to_tensors(output))
+            return Hidden(step.number, step.batch, places, step.changes, to_tensors(output))
 
         return self._launching(collect, output, moved)
 
@@ -252,7 +271,7 @@ class StageSequences:
 
         def collect() -> Result:
             if not self._shard.span.is_last:
-                return Hidden(step.number, step.batch, (), step.dropped, {})
+                return Hidden(step.number, step.batch, (), step.changes, {})
             return Prefilled(step.number) if step.batch is None else Sampled(step.number, ())
 
         return Computation(collect)

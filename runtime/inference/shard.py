@@ -29,7 +29,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from runtime.errors import ModelUnsupported
 from runtime.inference.anatomy import Anatomy, dissect
-from runtime.inference.caches import advance, arrays, batched, kind, unique
+from runtime.inference.caches import advance, arrays, batched, kind, trims, unique
 from runtime.inference.ghosts import (
     Boundary,
     EntryGhost,
@@ -102,6 +102,11 @@ class Shard:
             entry if index in self._own else shared.setdefault(kind(entry), entry)
             for index, entry in enumerate(entries)
         ]
+
+    @property
+    def trims(self) -> bool:
+        """Whether the caches of these layers can be cut to any shorter length."""
+        return trims([entry for index, entry in enumerate(make_prompt_cache(self.model)) if index in self._own])
 
     def forward(self, inputs: mx.array | State, cache: list[Any], *, launch: bool = False) -> mx.array | State:
         """Run the slice over the next positions of a sequence, lazily.

@@ -256,7 +256,7 @@ class Stage(Actor):
         start = self.context.now()
         self._began = True
         try:
-            shard, self._work, alone = await self._compute.run(self._make_shard)
+            shard, self._work, alone, trims = await self._compute.run(self._make_shard)
         except Exception as error:  # noqa: BLE001 - a plugin's failure is the asker's to hear, with its reason
             reply.fail(as_fault(error, f"loading layers {order.span} of {order.model} on {self.context.node}"))
             self.context.stop_self()
@@ -265,9 +265,9 @@ class Stage(Actor):
         seconds = self.context.now() - start
         emit_all(self._telemetry, ModelLoaded(order.model, len(order.span), size, seconds))
         logger.info("loaded layers {} of {}: {:.0f} MB in {:.1f} s", order.span, order.model, size / 1e6, seconds)
-        reply.answer(StageOpened(self.context.self_ref, size, seconds, alone))
+        reply.answer(StageOpened(self.context.self_ref, size, seconds, alone, trims))
 
-    def _make_shard(self) -> tuple[Shard, StageSequences, str | None]:
+    def _make_shard(self) -> tuple[Shard, StageSequences, str | None, bool]:
         """Load the slice, and find out why the model takes one sequence at a time, if so. On the compute thread."""
         # Whatever imports MLX is imported here: see runtime.inference.accelerator.
         prepare()
@@ -285,7 +285,7 @@ class Stage(Actor):
         shard = load_shard(self._families, self._checkpoint, order.span, order.options, report)
         family = choose_family(self._families, self._checkpoint)
         alone = reason_against(family, self._checkpoint) if order.span.is_first else None
-        return shard, StageSequences(shard, self._sequences), alone
+        return shard, StageSequences(shard, self._sequences), alone, shard.trims
 
     def _open_sequence(self, message: OpenSequence) -> Done:
         from runtime.inference.microbatch import StageSequence

@@ -35,6 +35,7 @@ class Transcript:
         prompt: tuple[int, ...],
         max_tokens: int,
         seed: int,
+        owner: str,
         tokenizer: Tokenizer,
         *,
         began: float,
@@ -47,6 +48,7 @@ class Transcript:
             prompt: its tokens, as they fit the context.
             max_tokens: of the completion, as they fit the context.
             seed: used where the request states none.
+            owner: who asks.
             tokenizer: the model's.
             began: when the request came, on the event loop's clock.
             load_seconds: how long it waited for the model.
@@ -56,6 +58,7 @@ class Transcript:
         self.tokens: list[int] = []
         self._max_tokens = max_tokens
         self._seed = seed
+        self._owner = owner
         self._tokenizer = tokenizer
         self._eos = () if request.ignore_eos else tokenizer.eos_ids
         continues = not isinstance(request.prompt, Chat)
@@ -65,6 +68,7 @@ class Transcript:
         self._load_seconds = load_seconds
         self._submitted: float | None = None
         self._first: float | None = None
+        self._cached = 0
 
     def submission(self, session: ActorRef, context: int, now: float) -> Submit:
         """Return what a driver that serves the model with ``context`` tokens is asked: what is left to generate."""
@@ -79,6 +83,7 @@ class Transcript:
             logprobs=self.request.logprobs,
             eos=self._eos,
             min_tokens=self.request.min_tokens,
+            owner=self._owner,
             generated=tuple(self.tokens),
         )
 
@@ -100,7 +105,7 @@ class Transcript:
         if token.index != len(self.tokens):
             raise ProtocolError(f"token {len(self.tokens)} was lost on its way from the driver")
         if self._first is None:
-            self._first = now
+            self._first, self._cached = now, token.cached
         self.tokens.append(token.token)
         if token.reason == "stop":
             return self._finish((), FinishReason.STOP, now)
@@ -131,7 +136,12 @@ class Transcript:
             decode=now - first,
             total=now - self._began,
         )
-        return Said(deltas, Finished(reason, Usage(len(self.prompt), len(self.tokens)), timings, stop))
+        return Said(
+            deltas,
+            Finished(
+                reason, Usage(len(self.prompt), len(self.tokens), min(self._cached, len(self.prompt))), timings, stop
+            ),
+        )
 
     def _deltas(self, text: str) -> tuple[Delta, ...]:
         if not text and not self._held:

@@ -103,6 +103,8 @@ class Usage(msgspec.Struct, frozen=True):
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
+    """Of the prompt, that were not computed again because they were in a cache."""
 
 
 class Timings(msgspec.Struct, frozen=True):

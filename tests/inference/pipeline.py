@@ -62,12 +62,13 @@ class LocalPipeline:
     def remove(self, sequence: int) -> None:
         """Close a sequence, as when a client goes away."""
         self.scheduler.remove(sequence)
-        for stage in self.stages:
-            stage.open.pop(sequence, None)
         self.go_on()
 
     def go_on(self) -> None:
         self._now += 0.01
+        for sequence in self.scheduler.closed():
+            for stage in self.stages:
+                stage.open.pop(sequence, None)
         for sequence in self.scheduler.admit():
             for stage in self.stages:
                 stage.open[sequence] = StageSequence(self._opened[sequence])
@@ -105,9 +106,6 @@ class LocalPipeline:
                 continue
             assert progress.index == len(self.tokens[chosen.sequence])
             self.tokens[chosen.sequence].append(chosen.token)
-            if progress.reason is not None:
-                for stage in self.stages:
-                    stage.open.pop(chosen.sequence, None)
         self.go_on()
 
     def run(self, choose: Callable[[list[int]], int] = lambda busy: busy[-1], until: int = 10**9) -> None:

@@ -107,7 +107,7 @@ class InferenceNode(ClusterNode):
         """
         super().__init__(name, Seeds(seeds))
         self.memory = NodeMemory(total=8 << 30, available=4 << 30)
-        self.limits = limits or DriverLimits(sequences=4, waiting=4, keep_alive=-1)
+        self.limits = limits or DriverLimits(sequences=4, waiting=4, prefix_cache=False, keep_alive=-1)
         self.compute = ComputeThread()
         self.board = ProgressBoard()
         self.source = Folders(folders)

@@ -108,3 +108,36 @@ def test_every_row_has_its_own_settings_and_leaves_when_it_likes(tiny: Path) -> 
     pipeline.run()
     assert all_tokens(pipeline, sequences) == alone
     assert not any(stage.open for stage in pipeline.stages)
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3])
+@pytest.mark.parametrize("sliding", [None, 48])
+def test_a_prompt_that_begins_like_another_one_has_the_text_that_it_has_alone(
+    tmp_path: Path, stages: int, sliding: int | None
+) -> None:
+    parts = shards(tiny_llama(tmp_path / "tiny", sliding=sliding), CUTS[stages])
+    trims = all(part.trims for part in parts)
+    assert trims is (sliding is None)
+    turn = tuple(range(7, 107))
+
+    def alone(prompt: tuple[int, ...]) -> list[int]:
+        pipeline = LocalPipeline(parts, capacity(stages))
+        sequence = pipeline.add(prompt, 20, sampling=DRAWN)
+        pipeline.run()
+        return pipeline.tokens[sequence]
+
+    pipeline = LocalPipeline(parts, capacity(stages, keeps=True, trims=trims))
+    first, beside = (pipeline.add(prompt, 20, sampling=DRAWN) for prompt in (turn, PROMPTS[3]))
+    pipeline.run()
+    taken_in = pipeline.taken_in
+    following = (
+        (*turn, *pipeline.tokens[first], 5, 6, 7),
+        (*turn, *pipeline.tokens[first], 8, 9),
+        (*turn[:60], 5, 6, 7),
+    )
+    sequences = [pipeline.add(prompt, 20, sampling=DRAWN) for prompt in following]
+    pipeline.run()
+    assert all_tokens(pipeline, [first, beside]) == [alone(turn), alone(PROMPTS[3])]
+    assert all_tokens(pipeline, sequences) == [alone(prompt) for prompt in following]
+    computed = pipeline.taken_in - taken_in
+    assert computed < 20 if trims else computed < sum(map(len, following)) - 200

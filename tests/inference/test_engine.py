@@ -57,6 +57,7 @@ from runtime.spi import (
     Text,
     Tokens,
 )
+from runtime.spi.caller import CALLER
 from runtime.spi.source import Download
 from runtime.testing.models import tiny_llama
 from runtime_dense.family import DenseFamily
@@ -221,7 +222,7 @@ async def test_a_sequence_that_is_cancelled_before_it_is_opened_leaves_nothing_o
 
 
 async def test_a_sequence_that_waits_can_be_given_up(tiny: Path) -> None:
-    limits = DriverLimits(sequences=1, waiting=2, keep_alive=-1)
+    limits = DriverLimits(sequences=1, waiting=2, prefix_cache=False, keep_alive=-1)
     async with serving("a", folders={"tiny": tiny}, limits=limits) as (a,):
         async with begun(a, request(max_tokens=LONG)):
             waiting = a.engine.generate(request())
@@ -233,7 +234,7 @@ async def test_a_sequence_that_waits_can_be_given_up(tiny: Path) -> None:
 
 
 async def test_one_generation_too_many_is_refused_and_the_others_go_on(tiny: Path) -> None:
-    limits = DriverLimits(sequences=1, waiting=1, keep_alive=-1)
+    limits = DriverLimits(sequences=1, waiting=1, prefix_cache=False, keep_alive=-1)
     async with (
         serving("a", folders={"tiny": tiny}, limits=limits) as (a,),
         begun(a, request(max_tokens=LONG)) as running,
@@ -745,7 +746,7 @@ async def test_losing_the_sessions_node_frees_its_sequences(tiny: Path) -> None:
 
 
 async def test_sequences_that_wait_for_a_driver_that_ends_wait_for_the_next(tiny: Path) -> None:
-    limits = DriverLimits(sequences=1, waiting=3, keep_alive=-1)
+    limits = DriverLimits(sequences=1, waiting=3, prefix_cache=False, keep_alive=-1)
     async with serving("a", "b", folders={"tiny": tiny}, limits=limits) as (a, b):
         async with begun(a, request(max_tokens=LONG)) as running:
             waiting = [asyncio.create_task(tokens(a, request())) for _ in range(3)]
@@ -858,10 +859,31 @@ async def test_what_is_no_prompt_is_refused_by_name(prompt: Text | Tokens | Chat
 
 
 async def test_many_prompts_are_tokenized_at_once(tiny: Path) -> None:
-    async with serving("a", folders={"tiny": tiny}, limits=DriverLimits(sequences=8, waiting=32, keep_alive=-1)) as (
-        a,
-    ):
+    async with serving(
+        "a", folders={"tiny": tiny}, limits=DriverLimits(sequences=8, waiting=32, prefix_cache=False, keep_alive=-1)
+    ) as (a,):
         prompts = [Text(f"the quick brown fox number {number} " * 5) for number in range(16)]
         orders = [GenerationRequest("tiny", prompt, sampling=GREEDY, max_tokens=2) for prompt in prompts]
         heard = await asyncio.gather(*(events(a, order) for order in orders))
         assert all(isinstance(each[-1], Finished) for each in heard)
+
+
+async def test_the_second_turn_of_a_chat_is_not_computed_twice_and_usage_says_so(tiny: Path) -> None:
+    limits = DriverLimits(sequences=4, waiting=4, prefix_cache=True, keep_alive=-1)
+    async with serving("a", "b", folders={"tiny": tiny}, limits=limits) as (a, _):
+
+        def ask(tokens: tuple[int, ...]) -> GenerationRequest:
+            return GenerationRequest("tiny", Tokens(tokens), sampling=GREEDY, max_tokens=8, ignore_eos=True)
+
+        async def cached(tokens: tuple[int, ...], caller: str = "") -> int:
+            reset = CALLER.set(caller)
+            finished = (await events(a, ask(tokens)))[-1]
+            CALLER.reset(reset)
+            assert isinstance(finished, Finished)
+            return finished.usage.cached_tokens
+
+        turn = tuple(range(5, 105))
+        assert await cached(turn) == 0
+        assert await cached((*turn, 5, 6)) == len(turn)
+        assert await cached((*turn, 5, 6), "another key") == 0
+        assert await cached(turn[:20]) == 0

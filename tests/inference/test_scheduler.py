@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from runtime.inference.pace import FIRST_CHUNK, LEAST_CHUNK, SHARE, Pace
-from runtime.inference.protocol import Step
+from runtime.inference.protocol import Change, Step
 from runtime.inference.scheduler import CACHE_STEP, Capacity, Scheduler
 
 EOS = 7
@@ -26,6 +26,7 @@ class Run:
     max_tokens: int
     tokens: list[int] = field(default_factory=list)
     reason: str | None = None
+    owner: str = ""
     starts: int = 0
     """Times that its cache began empty."""
 
@@ -46,11 +47,15 @@ class Pipeline:
         self.batches: dict[int, tuple[int, ...]] = {}
         self.now = 0.0
         self.turns: list[str] = []
+        self.kept: set[int] = set()
+        """Sequences whose caches were kept, whether they still are or not."""
+        self.copied = 0
+        """Positions that were not computed, as they were in a kept cache."""
 
-    def add(self, prompt: tuple[int, ...], max_tokens: int, generated: tuple[int, ...] = ()) -> int:
+    def add(self, prompt: tuple[int, ...], max_tokens: int, generated: tuple[int, ...] = (), owner: str = "") -> int:
         sequence = len(self.runs)
-        self.runs[sequence] = Run(prompt, max_tokens, [*generated])
-        self.scheduler.add(sequence, prompt, max_tokens, (EOS,), generated)
+        self.runs[sequence] = Run(prompt, max_tokens, [*generated], owner=owner)
+        self.scheduler.add(sequence, prompt, max_tokens, (EOS,), generated, owner)
         self.go_on()
         return sequence
 
@@ -73,8 +78,8 @@ class Pipeline:
 
     def check(self, step: Step) -> None:
         """Check a step against the sequences and the caches as the first stage has them."""
-        for sequence in step.dropped:
-            self.caches.pop(sequence, None)
+        for change in step.changes:
+            self.change(change)
         self.batches = {
             name: kept
             for name, rows in self.batches.items()
@@ -110,6 +115,30 @@ class Pipeline:
             self.batches[step.batch] = tuple(row.sequence for row in step.rows)
             assert self.capacity.batches or len(step.rows) == 1
         assert self.held() <= self.capacity.positions
+
+    def change(self, change: Change) -> None:
+        if change.length == 0:
+            self.caches.pop(change.sequence, None)
+        elif change.source == change.sequence:
+            held = self.caches[change.sequence]
+            assert change.length == held or (self.capacity.trims and change.length < held)
+            self.caches[change.sequence] = change.length
+            self.batches = {
+                name: tuple(row for row in rows if row != change.sequence) for name, rows in self.batches.items()
+            }
+            self.kept.add(change.sequence)
+        else:
+            assert change.source in self.kept
+            held = self.caches[change.source]
+            assert change.length == held or (self.capacity.trims and change.length < held)
+            source, run = self.runs[change.source], self.runs[change.sequence]
+            assert source.owner == run.owner
+            prompt = [*run.prompt, *run.tokens]
+            assert [*source.prompt, *source.tokens][: change.length] == prompt[: change.length]
+            assert change.length < len(prompt)
+            assert not self.caches.get(change.sequence)
+            self.caches[change.sequence] = change.length
+            self.copied += change.length
 
     def held(self) -> int:
         """Positions that the caches take: those of a micro-batch are as long as its longest."""
@@ -169,8 +198,10 @@ class Pipeline:
     batches=st.booleans(),
     positions=st.integers(3, 12),
     sizes=st.lists(st.tuples(st.integers(1, 600), st.integers(0, 60), st.integers(1, 40)), min_size=1, max_size=8),
+    keeps=st.booleans(),
+    trims=st.booleans(),
 )
-@settings(max_examples=60)
+@settings(max_examples=100)
 def test_any_interleaving_gives_every_sequence_its_steps_in_order_and_an_end(
     data: st.DataObject,
     stages: int,
@@ -179,6 +210,8 @@ def test_any_interleaving_gives_every_sequence_its_steps_in_order_and_an_end(
     batches: bool,
     positions: int,
     sizes: list[tuple[int, int, int]],
+    keeps: bool,
+    trims: bool,
 ) -> None:
     pipeline = Pipeline(
         Capacity(
@@ -189,6 +222,8 @@ def test_any_interleaving_gives_every_sequence_its_steps_in_order_and_an_end(
             context=700,
             positions=positions * CACHE_STEP,
             batches=batches,
+            keeps=keeps,
+            trims=trims,
         )
     )
     cancelled = set()
@@ -197,7 +232,7 @@ def test_any_interleaving_gives_every_sequence_its_steps_in_order_and_an_end(
         if sizes and (not pipeline.busy or draw.random() < 0.1):
             length, generated, left = sizes.pop()
             prompt = tuple(range(100, 100 + length))
-            pipeline.add(prompt, generated + left, tuple(range(1000, 1000 + generated)))
+            pipeline.add(prompt, generated + left, tuple(range(1000, 1000 + generated)), draw.choice("ab"))
         alive = pipeline.scheduler.sequences
         if alive and draw.random() < 0.02:
             victim = draw.choice(alive)
@@ -206,6 +241,8 @@ def test_any_interleaving_gives_every_sequence_its_steps_in_order_and_an_end(
         if pipeline.busy:
             pipeline.advance(draw.choice(pipeline.busy), draw.choice([1, 2, 3, 4, 5, 6, EOS]))
     assert pipeline.scheduler.load == 0
+    assert keeps or not pipeline.kept
+    pipeline.scheduler.forget_prefixes()
     assert pipeline.scheduler.positions == 0
     assert pipeline.started == sorted(pipeline.started), "first come, first served"
     for sequence, run in pipeline.runs.items():
@@ -342,3 +379,93 @@ def test_one_slow_gap_does_not_lengthen_the_turns_of_prompts() -> None:
         pace.gap(seconds, 0)
     pace.gap(0.2, 100)
     assert pace.chunk(2048, 1, 8) == pytest.approx(100 * SHARE, abs=1)
+
+
+KEEPING = replace(SMALL, keeps=True, trims=True, chunk=512)
+TURN = tuple(range(100, 1100))
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3])
+@pytest.mark.parametrize("trims", [True, False])
+def test_the_second_turn_of_a_chat_computes_what_is_new(stages: int, trims: bool) -> None:
+    pipeline = Pipeline(replace(KEEPING, stages=stages, trims=trims))
+    first = pipeline.runs[pipeline.add(TURN, 50)]
+    pipeline.run(token=3)
+    pipeline.add((*TURN, *first.tokens, 4, 4, 4), 5)
+    pipeline.run()
+    # With one stage, or where only as a whole, what ran over the last token counts too.
+    assert pipeline.copied >= len(TURN) + 49
+
+
+def test_a_prompt_that_differs_within_begins_where_it_does_if_the_cache_can_be_cut() -> None:
+    for trims, copied in ((True, 600), (False, 0)):
+        pipeline = Pipeline(replace(KEEPING, trims=trims))
+        pipeline.add(TURN, 5)
+        pipeline.run()
+        pipeline.add((*TURN[:600], 7, 8, 9), 5)
+        pipeline.run()
+        assert pipeline.copied == copied
+
+
+def test_nobody_finds_what_another_owner_has() -> None:
+    pipeline = Pipeline(KEEPING)
+    pipeline.add(TURN, 5, owner="one")
+    pipeline.run()
+    pipeline.add(TURN, 5, owner="other")
+    pipeline.run()
+    assert pipeline.copied == 0
+    pipeline.add(TURN, 5, owner="one")
+    pipeline.run()
+    assert pipeline.copied == len(TURN) - 1
+
+
+def test_what_is_kept_makes_room_for_who_comes_and_the_least_recently_used_goes_first() -> None:
+    pipeline = Pipeline(replace(KEEPING, positions=20 * CACHE_STEP, context=5 * CACHE_STEP))
+    prompts = [tuple(range(start, start + 1000)) for start in range(10_000, 60_000, 10_000)]
+    for prompt in prompts[:3]:
+        pipeline.add(prompt, 5)
+        pipeline.run()
+    pipeline.add((*prompts[0], 7), 5)
+    pipeline.run()
+    assert pipeline.copied >= 1000
+    for prompt in prompts[3:]:
+        pipeline.add(prompt, 5)
+        pipeline.run()
+    copied = pipeline.copied
+    pipeline.add((*prompts[1], 7), 5)
+    pipeline.run()
+    assert pipeline.copied == copied, "it was used longest ago"
+    pipeline.add((*prompts[0], 8), 5)
+    pipeline.run()
+    assert pipeline.copied >= copied + 1000
+
+
+def test_a_turn_that_leaves_no_room_for_a_copy_takes_the_cache_over() -> None:
+    pipeline = Pipeline(replace(KEEPING, positions=6 * CACHE_STEP, context=6 * CACHE_STEP))
+    first = pipeline.runs[pipeline.add(TURN, 5)]
+    pipeline.run()
+    pipeline.add((*TURN, *first.tokens, 4), 5)
+    pipeline.run()
+    assert pipeline.copied >= len(TURN)
+
+
+def test_after_a_failure_nothing_that_was_kept_is_used() -> None:
+    pipeline = Pipeline(KEEPING)
+    pipeline.add(TURN, 5)
+    pipeline.run()
+    pipeline.scheduler.forget_prefixes()
+    pipeline.add(TURN, 5)
+    pipeline.run()
+    assert pipeline.copied == 0
+
+
+def test_stages_may_forget_a_sequence_once_the_step_that_drops_its_cache_is_done() -> None:
+    pipeline = Pipeline(KEEPING)
+    kept = pipeline.add(TURN, 5)
+    pipeline.run()
+    assert pipeline.scheduler.closed() == []
+    pipeline.scheduler.forget_prefixes()
+    short = pipeline.add((5,), 5)
+    assert pipeline.scheduler.closed() == []
+    pipeline.run()
+    assert sorted(pipeline.scheduler.closed()) == [kept, short]

@@ -56,7 +56,7 @@ class Bench:
     def start(self, driver: ScriptedDriver, stop: tuple[str, ...] = (), max_tokens: int = 64) -> ActorRef:
         order = GenerationRequest("tiny", Text("x"), stop=stop)
         now = self.system.now()
-        self.transcript = Transcript(order, (5, 6), max_tokens, 1, self.tokenizer, began=now, load_seconds=0.0)
+        self.transcript = Transcript(order, (5, 6), max_tokens, 1, "", self.tokenizer, began=now, load_seconds=0.0)
         return self.next_session(driver)
 
     def next_session(self, driver: ScriptedDriver, context: int = 512) -> ActorRef:
