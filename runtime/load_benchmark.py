@@ -28,7 +28,7 @@ import msgspec
 from runtime.benchmark import SERVER_SECONDS, Ratio, Starter
 from runtime.config.load import Config
 from runtime.inference.options import candidate_options
-from runtime.load_client import Target, gaps, together
+from runtime.load_client import Target, gaps, together, turns
 from runtime.spi import Checkpoint, LoadOptions
 from runtime.testing.processes import NodeProcess
 
@@ -50,6 +50,8 @@ CONTEXT = 4608
 """For the long prompt."""
 LONG_PROMPT = 4000
 """Words of the prompt that is taken in while others run: about as many tokens."""
+CHAT_PROMPT = 2000
+"""Words of the first turn of a chat, of which the second has 16 more."""
 CALM_SECONDS = 5.0
 """How long streams are watched before that."""
 
@@ -92,6 +94,8 @@ class LoadReport(msgspec.Struct, frozen=True):
     """The 99th percentile of that while a long prompt is taken in, in the median round."""
     prefilling: float
     """Seconds that the long prompt took."""
+    second_turn: float
+    """The time to the first token of a chat's second turn, over that of its first."""
 
 
 def run_load(
@@ -157,6 +161,11 @@ def run_load(
                     )
                 )
             )
+        again = []
+        for number in range(settings.rounds):
+            progress(f"the second turn of a chat, round {number + 1} of {settings.rounds}")
+            chat = _prompt(draw, CHAT_PROMPT)
+            again.append(asyncio.run(turns(targets["one node, 8 streams"], chat, f"{chat} {_prompt(draw, 16)}")))
     busy = [(_percentile(busy, 0.99), median(calm), seconds) for calm, busy, seconds in found]
     return LoadReport(
         machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
@@ -182,6 +191,7 @@ def run_load(
         gap=median(calm for _, calm, _ in busy),
         gap_while_prefilling=median(late for late, _, _ in busy),
         prefilling=median(seconds for _, _, seconds in busy),
+        second_turn=median(again),
     )
 
 
@@ -262,6 +272,7 @@ def describe_load(report: LoadReport) -> list[tuple[tuple[str, ...], list[tuple[
         ("99 % of gaps beside a prompt of 4,000 tokens", f"{report.gap_while_prefilling * 1000:.0f} ms", ""),
         ("the latter / the former", f"{report.gap_while_prefilling / report.gap:.2f}", "<= 3"),
         ("time to the first token of that prompt", f"{report.prefilling:.1f} s", ""),
+        ("second turn / first turn of a chat of 2,000 tokens, first token", f"{report.second_turn:.3f}", "<= 0.15"),
     ]
     return [
         (

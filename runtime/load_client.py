@@ -113,3 +113,14 @@ async def gaps(
             elif before < finished and after > began:
                 busy.append(after - before)
     return calm, busy, finished - began
+
+
+async def turns(target: Target, first: str, second: str) -> float:
+    """Return the time to the first token of a chat's second turn, over that of its first."""
+    seconds = []
+    for prompt in (first, second):
+        heard = Stream()
+        began = time.perf_counter()
+        await generate(target, prompt, 1, heard)
+        seconds.append(heard.times[0] - began)
+    return seconds[1] / seconds[0]
