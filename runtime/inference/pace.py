@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from statistics import median
 
-LEAST_CHUNK = 16
+LEAST_CHUNK = 4
 """Prompt tokens: fewer would cost about as much, as the weights are read once more in any case."""
 FIRST_CHUNK = 64
 """Prompt tokens before anything was measured."""

@@ -42,6 +42,8 @@ class StageSequences:
         self._shard = shard
         self._open = sequences
         self._batches: dict[int, MicroBatch] = {}
+        self._leaving: list[mx.array] = []
+        """Of the caches that are kept from now on; they are computed with the next step."""
         self._steps = 0
         self._on_gpu = mx.default_device() == mx.gpu
 
@@ -118,6 +120,9 @@ class StageSequences:
                 cache = beginning(cache, change.length)
             row.cache, row.position = cache, change.length
             row.sampler, row.last = None, None
+            if cache is not None:
+                # Until it is computed it holds on to the cache of all those that it was with.
+                self._leaving += self._shard.state(cache)
         else:
             source = self._open.get(change.source)
             if source is None or source.cache is None or source.position < change.length:
@@ -261,10 +266,11 @@ class StageSequences:
 
     def _launching(self, collect: Callable[[], T], *arrays: Any) -> Computation[T]:
         """Launch at once for a GPU, else when the step before is collected: see :mod:`runtime.inference.compute`."""
+        leaving, self._leaving = self._leaving, []
         if self._on_gpu:
-            mx.async_eval(*arrays)
+            mx.async_eval(*arrays, leaving)
             return Computation(collect)
-        return Computation(collect, lambda: mx.async_eval(*arrays))
+        return Computation(collect, lambda: mx.async_eval(*arrays, leaving))
 
     def _empty(self, step: Step | Hidden) -> Computation[Result]:
         """Pass a step on whose sequences are all closed: the driver counts on an answer."""
