@@ -5,15 +5,35 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
+from pathlib import Path
 
+from runtime.inference.loading import load_shard
 from runtime.inference.microbatch import StageSequence
 from runtime.inference.protocol import Hidden, OpenSequence, Prefilled, Sampled, Step
 from runtime.inference.scheduler import Capacity, Scheduler
 from runtime.inference.sequence import StageSequences
 from runtime.inference.shard import Shard
-from runtime.spi import Sampling
+from runtime.spi import LayerSpan, LoadOptions, Sampling, read_checkpoint
+from runtime_dense.family import DenseFamily
 
 GREEDY = Sampling(temperature=0.0)
+
+
+def shards(folder: Path, cuts: tuple[int, ...]) -> list[Shard]:
+    """Load a dense model in float32: a slice from each of ``cuts`` to the next."""
+    checkpoint = read_checkpoint(folder)
+    options = LoadOptions("float32", dequantize=True)
+    return [
+        load_shard(
+            {"dense": DenseFamily()},
+            checkpoint,
+            LayerSpan(start, stop, checkpoint.num_layers),
+            options,
+            lambda done, total: None,
+        )
+        for start, stop in pairwise(cuts)
+    ]
 
 
 class LocalStage:
@@ -51,11 +71,15 @@ class LocalPipeline:
         eos: tuple[int, ...] = (),
         min_tokens: int = 0,
         logprobs: int | None = None,
+        generated: tuple[int, ...] = (),
     ) -> int:
+        """Queue a sequence; ``generated`` is what of it was sampled elsewhere, and ``max_tokens`` counts that too."""
         sequence = next(self._ids)
-        self._opened[sequence] = OpenSequence(sequence, prompt, len(prompt), sampling, seed, logprobs, eos, min_tokens)
-        self.tokens[sequence] = []
-        self.scheduler.add(sequence, prompt, max_tokens, eos)
+        self._opened[sequence] = OpenSequence(
+            sequence, prompt, len(prompt), sampling, seed, logprobs, eos, min_tokens, generated
+        )
+        self.tokens[sequence] = [*generated]
+        self.scheduler.add(sequence, prompt, max_tokens, eos, generated)
         self.go_on()
         return sequence
 

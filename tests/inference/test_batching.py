@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,9 @@ import pytest
 from msgspec.structs import replace
 
 from runtime.inference.scheduler import Capacity
-from runtime.inference.shard import Shard
-from runtime.spi import LayerSpan, LoadOptions, Sampling, read_checkpoint
+from runtime.spi import Sampling
 from runtime.testing.models import tiny_llama
-from runtime_dense.family import DenseFamily
-from tests.inference.pipeline import LocalPipeline, all_tokens
+from tests.inference.pipeline import LocalPipeline, all_tokens, shards
 
 PROMPTS = tuple(
     tuple(range(start, start + length))
@@ -23,19 +20,6 @@ PROMPTS = tuple(
 )
 DRAWN = Sampling(top_p=0.95, presence_penalty=0.5)
 CUTS = {1: (0, 4), 2: (0, 2, 4), 3: (0, 1, 3, 4)}
-
-
-def shards(folder: Path, cuts: tuple[int, ...]) -> list[Shard]:
-    checkpoint = read_checkpoint(folder)
-    family = DenseFamily()
-    made = []
-    for start, stop in pairwise(cuts):
-        shard = Shard(family.build(checkpoint.config), LayerSpan(start, stop, checkpoint.num_layers))
-        family.load(
-            shard.model, checkpoint, shard.span, LoadOptions("float32", dequantize=True), lambda done, total: None
-        )
-        made.append(shard)
-    return made
 
 
 def capacity(stages: int, **more: Any) -> Capacity:

@@ -1,0 +1,1 @@
+"""Texts that are generated in several ways, and what decides where they differ."""
