@@ -276,7 +276,7 @@ class Driver(Actor):
                 self.context.tell(self._stages[0], step)
             except RuntimeFault as fault:
                 # The mailbox of the first stage has room for more steps than are ever in flight, so it is gone.
-                self._fail_all(fault)
+                self._lose(fault)
                 return
 
     async def _open(self, sequence: int, request: Submit) -> None:
@@ -334,9 +334,7 @@ class Driver(Actor):
         if isinstance(fault, NodeUnhealthy):
             self._lose(fault)
         elif self._scheduler is not None:
-            lost = self._scheduler.done(number, self.context.now())
-            self._scheduler.forget_prefixes()
-            for sequence in lost:
+            for sequence in self._scheduler.failed(number, self.context.now()):
                 self._fail(sequence, fault)
             self._go_on()
 

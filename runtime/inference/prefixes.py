@@ -64,8 +64,9 @@ class Prefixes:
             self._kept[best.sequence] = self._kept.pop(best.sequence)
         return best
 
-    def keep(self, sequence: int, owner: str, tokens: Tokens) -> list[int]:
-        """Keep a sequence that ended; return those that need not be kept any more, maybe itself."""
+    def keep(self, sequence: int, owner: str, tokens: Tokens, pinned: Set[int] = frozenset()) -> list[int]:
+        """Keep a sequence that ended; return those that need not be kept any more, maybe itself, and none that is
+        pinned."""
         if not self._trims:
             self._kept[sequence] = _Kept(owner, tokens)
             return []
@@ -75,7 +76,7 @@ class Prefixes:
                 length = common(kept.tokens, tokens)
                 if length == len(tokens):
                     return [sequence]
-                if length == len(kept.tokens):
+                if length == len(kept.tokens) and other not in pinned:
                     covered.append(other)
         for other in covered:
             del self._kept[other]

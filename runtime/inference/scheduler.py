@@ -101,6 +101,8 @@ class _Sequence(msgspec.Struct):
     batch: int | None = None
     is_open: bool = False
     """Whether the stages know it."""
+    is_opening: bool = False
+    """Whether they are being told."""
 
     @property
     def known(self) -> int:
@@ -132,8 +134,9 @@ class _Flight(msgspec.Struct):
     batch: int | None
     rows: tuple[int, ...]
     prompt_tokens: int
+    changes: tuple[Change, ...]
     evicted: tuple[int, ...]
-    """Kept sequences whose caches it drops."""
+    """Kept sequences whose caches those drop."""
 
 
 class Scheduler:
@@ -225,15 +228,18 @@ class Scheduler:
             self._running[sequence] = state
             if state.is_open:
                 self._start(sequence, state)
-            else:
+            elif not state.is_opening:  # it may have given up its place before they knew it
+                state.is_opening = True
                 strangers.append(sequence)
         return strangers
 
     def opened(self, sequence: int) -> None:
         """The stages know a sequence now."""
-        state = self._running.get(sequence)
-        if state is not None:
-            state.is_open = True
+        state = self._sequences.get(sequence)
+        if state is None or state.is_open:
+            return
+        state.is_open = True
+        if sequence in self._running:
             self._start(sequence, state)
 
     def issue(self) -> list[Step]:
@@ -286,7 +292,7 @@ class Scheduler:
             self._leave(sequence, state)
             tokens = state.known_tokens(0, min(state.fed, state.known))
             self._changes.append(Change(sequence, sequence, len(tokens)))
-            for other in self._prefixes.keep(sequence, state.owner, tokens):
+            for other in self._prefixes.keep(sequence, state.owner, tokens, self._pinned()):
                 self._drop_kept(other)
             return
         else:
@@ -298,10 +304,25 @@ class Scheduler:
         closed, self._closed = self._closed, []
         return closed
 
+    def failed(self, number: int, now: float) -> tuple[int, ...]:
+        """A step failed; return its sequences. All others are computed anew.
+
+        Nobody knows on which stages the step's changes were made, and what it left behind.
+        """
+        flight = self._flights.get(number)
+        if flight is None:
+            return ()
+        self._changes += [Change(change.sequence) for change in flight.changes if change.length == 0]
+        lost = self.done(number, now)
+        self.forget_prefixes()
+        for sequence in sorted(self._running, key=lambda each: self._running[each].order, reverse=True):
+            self._begin_anew(sequence)
+        return lost
+
     def forget_prefixes(self) -> None:
-        """Keep nothing of what was kept so far: a step failed, and nobody knows what it left behind."""
+        """Keep nothing of what was kept so far."""
         for state in self._running.values():
-            state.prefix = None
+            self._give_back(state)
         while (sequence := self._prefixes.evict(frozenset())) is not None:
             self._drop_kept(sequence)
 
@@ -399,9 +420,9 @@ class Scheduler:
         number = next(self._numbers)
         for row in rows:
             self._sequences[row.sequence].in_flight += 1
-        evicted, self._evicted = tuple(self._evicted), []
-        self._flights[number] = _Flight(batch, tuple(row.sequence for row in rows), prompt_tokens, evicted)
         changes, self._changes = tuple(self._changes), []
+        evicted, self._evicted = tuple(self._evicted), []
+        self._flights[number] = _Flight(batch, tuple(row.sequence for row in rows), prompt_tokens, changes, evicted)
         return Step(number, batch, rows, changes)
 
     # -- who is together with whom ----------------------------------------------------------------------------------
@@ -488,6 +509,8 @@ class Scheduler:
         prefix = self._prefixes.find(state.owner, known) if capacity.keeps else None
         pinned = self._pinned()
         spared = pinned if prefix is None else pinned | {prefix.sequence}
+        if self._running and self.positions + needed - self._prefixes.positions(capacity.cache) > capacity.positions:
+            return False  # not even without anything that is kept
         while self.positions + needed > capacity.positions and (other := self._prefixes.evict(spared)) is not None:
             self._drop_kept(other)
         lacking = self.positions + needed - capacity.positions
@@ -532,11 +555,14 @@ class Scheduler:
             holders = [sequence for sequence, state in self._running.items() if not state.is_exhausted]
             if len(holders) < 2:
                 return
-            last = max(holders, key=lambda sequence: self._running[sequence].order)
-            state = self._running.pop(last)
-            self._drop(last, state)
-            state.fed = 0
-            self._waiting.appendleft(last)
+            self._begin_anew(max(holders, key=lambda sequence: self._running[sequence].order))
+
+    def _begin_anew(self, sequence: int) -> None:
+        """Take a running sequence's place; it waits for the next, before all who came later."""
+        state = self._running.pop(sequence)
+        self._drop(sequence, state)
+        state.fed = 0
+        self._waiting.appendleft(sequence)
 
     def _give_back(self, state: _Sequence) -> None:
         """Let go of a kept sequence that was to be copied; if it was to be given up for it, that is done now."""

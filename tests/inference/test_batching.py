@@ -6,10 +6,11 @@ import random
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import pytest
 from msgspec.structs import replace
 
-from runtime.inference.scheduler import Capacity
+from runtime.inference.scheduler import CACHE_STEP, Capacity
 from runtime.spi import Sampling
 from runtime.testing.models import tiny_llama
 from tests.inference.pipeline import LocalPipeline, all_tokens, shards
@@ -125,3 +126,43 @@ def test_a_prompt_that_begins_like_another_one_has_the_text_that_it_has_alone(
     assert all_tokens(pipeline, sequences) == [alone(prompt) for prompt in following]
     computed = pipeline.taken_in - taken_in
     assert computed < 20 if trims else computed < sum(map(len, following)) - 200
+
+
+@pytest.mark.parametrize("lost", range(3, 30, 3))
+def test_others_have_their_text_after_a_step_that_no_further_stage_heard_of(tiny: Path, lost: int) -> None:
+    parts = shards(tiny, CUTS[2])
+
+    def alone(prompt: tuple[int, ...]) -> list[int]:
+        pipeline = LocalPipeline(parts, capacity(2))
+        sequence = pipeline.add(prompt, 20)
+        pipeline.run()
+        return pipeline.tokens[sequence]
+
+    pipeline = LocalPipeline(parts, capacity(2, keeps=True, trims=True))
+    sequences = {pipeline.add(prompt, 20): prompt for prompt in PROMPTS}
+    pipeline.run(until=lost)
+    while not pipeline.stages[0].queue:
+        pipeline.run(until=1)
+    step = pipeline.stages[0].queue.popleft()
+    for sequence in pipeline.scheduler.failed(step.number, 1.0):
+        pipeline.scheduler.remove(sequence, keep=False)
+        sequences.pop(sequence, None)
+    pipeline.go_on()
+    pipeline.run()
+    assert all_tokens(pipeline, sequences) == [alone(prompt) for prompt in sequences.values()]
+
+
+def test_what_is_kept_takes_no_more_memory_than_it_is_counted_for(tiny: Path) -> None:
+    parts = shards(tiny, CUTS[1])
+    pipeline = LocalPipeline(parts, capacity(1, keeps=True, trims=True, chunk=512, context=1024))
+    mx.synchronize()
+    before = mx.get_active_memory()
+    for number in range(8):
+        pipeline.add(tuple(range(10 * number + 3, 10 * number + 203)), 4 + 4 * number)
+    pipeline.run()
+    one = parts[0].new_cache()
+    mx.eval(parts[0].forward(mx.zeros((1, 1), dtype=mx.int32), one))
+    position = sum(array.nbytes for array in parts[0].state(one)) / CACHE_STEP
+    mx.eval([parts[0].state(row.cache) for row in pipeline.stages[0].open.values() if row.cache is not None][-1:])
+    assert len(pipeline.stages[0].open) == 8
+    assert mx.get_active_memory() - before < 1.2 * position * pipeline.scheduler.positions

@@ -56,3 +56,10 @@ def test_the_least_recently_used_goes_first_and_what_is_pinned_stays() -> None:
     assert prefixes.evict({1}) == 0
     assert prefixes.evict({1}) is None
     assert prefixes.positions(lambda tokens: tokens) == 100
+
+
+def test_what_is_pinned_stays_though_a_longer_one_has_it_all() -> None:
+    prefixes = Prefixes(trims=True)
+    prefixes.keep(1, "", TOKENS[:100])
+    assert prefixes.keep(2, "", TOKENS, {1}) == []
+    assert prefixes.length(1) == 100

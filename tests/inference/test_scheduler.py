@@ -469,3 +469,51 @@ def test_stages_may_forget_a_sequence_once_the_step_that_drops_its_cache_is_done
     assert pipeline.scheduler.closed() == []
     pipeline.run()
     assert sorted(pipeline.scheduler.closed()) == [kept, short]
+
+
+def test_a_prefix_stays_until_who_was_admitted_with_it_has_begun() -> None:
+    scheduler = Scheduler(KEEPING)
+
+    def run(sequence: int) -> None:
+        scheduler.opened(sequence)
+        while steps := scheduler.issue():
+            for step in steps:
+                scheduler.done(step.number, 0.0)
+                for row in step.rows if step.batch is not None else ():
+                    scheduler.sampled(row.sequence, row.position + 1, EOS)
+
+    scheduler.add(1, TURN[:100], 5, (EOS,))
+    run(*scheduler.admit())
+    scheduler.add(2, (*TURN[:150],), 5, (EOS,))
+    scheduler.add(3, (*TURN[:100], 8, 9), 5, (EOS,))
+    assert scheduler.admit() == [2, 3]
+    run(2)  # it has all of the first one, which the third has yet to copy
+    scheduler.opened(3)
+    (step, *_) = scheduler.issue()
+    assert Change(3, 1, 100) in step.changes
+    assert Change(1) not in step.changes[: step.changes.index(Change(3, 1, 100))]
+
+
+def test_a_sequence_that_gives_up_its_place_while_the_stages_are_told_of_it_is_told_of_once() -> None:
+    scheduler = Scheduler(replace(SMALL, positions=4 * CACHE_STEP, context=4 * CACHE_STEP, chunk=512))
+    scheduler.add(1, (5,) * 10, 700, ())
+    assert scheduler.admit() == [1]
+    scheduler.opened(1)
+    scheduler.add(2, (5,) * 10, 500, ())
+    strangers = scheduler.admit()
+    tokens = 0
+    while tokens < 600:
+        for step in scheduler.issue():
+            scheduler.done(step.number, 0.0)
+            for row in step.rows if step.batch is not None else ():
+                scheduler.sampled(row.sequence, row.position + 1, 1)
+                tokens += 1
+        strangers += scheduler.admit()
+    assert strangers == [2]
+    assert scheduler.sequences == [1, 2]
+    assert scheduler.positions < 4 * CACHE_STEP, "the second one gave up its place"
+    scheduler.opened(2)
+    scheduler.opened(2)
+    scheduler.remove(1)
+    strangers += scheduler.admit()
+    assert strangers == [2]
