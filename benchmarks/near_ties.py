@@ -1,6 +1,6 @@
 """Count the texts that are others in a batch, or after a loss, than alone, in float32::
 
-    uv run python -m benchmarks.near_ties [--texts 16] [--tokens 32] [--tiny] [--json]
+    uv run python -m benchmarks.near_ties [--texts 12] [--tokens 24] [--tiny] [--json]
 
 Half of the texts are greedy and half are drawn with a seed. They are generated alone; in batches of two to sixteen
 that others join and leave; and broken off at a token that is drawn, to be taken in by chunks and gone on with, as after
@@ -26,8 +26,8 @@ import msgspec
 def main(arguments: Sequence[str] | None = None) -> int:
     """Generate and compare, and print a table or JSON; return 1 if a text is wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--texts", type=int, default=16)
-    parser.add_argument("--tokens", type=int, default=32, help="of each text, at least 2")
+    parser.add_argument("--texts", type=int, default=12)
+    parser.add_argument("--tokens", type=int, default=24, help="of each text, at least 2")
     parser.add_argument("--seed", type=int, default=1, help="of prompts and of the order of events")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--json", action="store_true", help="print JSON")
