@@ -1,7 +1,13 @@
-"""Choosing the next token, with mlx-lm's samplers and logits processors.
+"""Choosing the next token, with mlx-lm's filters and logits processors.
 
 Randomness is keyed by (seed, position): the token at a position depends on nothing but the logits there, the seed
 and the position. A sequence that is replayed elsewhere continues with the very same text.
+
+Tokens are drawn with the Gumbel-max trick (https://arxiv.org/abs/2110.01515): each token's score has noise of its own
+added, and the highest wins. Scores that are rounded otherwise, as in a batch of another size, then decide only between
+two tokens that are as good as equal. Where a uniform number is looked up in the cumulative distribution, as
+``mx.random.categorical`` does it, the rounding of every token before it moves the border, and texts differ about a
+hundred times as often.
 """
 
 from __future__ import annotations
@@ -9,9 +15,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import mlx.core as mx
-from mlx_lm.sample_utils import make_logits_processors, make_sampler
+from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p, make_logits_processors
 
 from runtime.inference.protocol import OpenSequence
+from runtime.spi import Sampling
 
 Scores = tuple[mx.array, mx.array | None]
 """Log-probabilities: that of the token (1,), and pairs of id and value of the likeliest (2, count), float32."""
@@ -34,15 +41,10 @@ class TokenSampler:
         self._ends = [token for token in opened.eos if token < vocabulary] if opened.min_tokens else []
         self._logprobs = logprobs
         self._window = sampling.penalty_context
-        # mlx-lm takes a top_p of 0 for "off"; what is asked is the smallest nucleus there is.
+        # A top_p of 0 is the smallest nucleus there is.
         self._greedy = sampling.temperature < COLDEST or sampling.top_p == 0
-        self._sample = make_sampler(
-            temp=0.0 if self._greedy else sampling.temperature,
-            top_p=sampling.top_p,
-            min_p=sampling.min_p,
-            # mlx-lm refuses a top_k that keeps everything.
-            top_k=sampling.top_k if sampling.top_k < vocabulary else 0,
-        )
+        self._heat = 1.0 if self._greedy else 1 / sampling.temperature
+        self._filters = [] if self._greedy else _filters(sampling, vocabulary)
         penalised = self._window > 0 and (
             sampling.repetition_penalty != 1 or sampling.presence_penalty != 0 or sampling.frequency_penalty != 0
         )
@@ -86,13 +88,19 @@ class TokenSampler:
             for process in back.processors:
                 logits = process(back.history, logits)
         scores = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-        if not self._greedy:
-            mx.random.seed(_key(self._seed, position))
-        token: mx.array = self._sample(scores)
+        token = mx.argmax(scores, axis=-1) if self._greedy else self._draw(scores, position)
         for back in self._looking_back:
             if back.history is not None:
                 back.history = mx.concatenate([back.history, token.astype(mx.int32)])[-self._window :]
         return token, self.scores(scores, token)
+
+    def _draw(self, scores: mx.array, position: int) -> mx.array:
+        """Draw a token (1,) by log-probabilities (1, vocabulary)."""
+        kept = scores
+        for keep in self._filters:
+            kept = keep(kept)
+        noise = mx.random.gumbel(kept.shape, key=mx.random.key(_key(self._seed, position)))
+        return mx.argmax(kept.astype(mx.float32) * self._heat + noise, axis=-1)
 
     def scores(self, scores: mx.array, token: mx.array) -> Scores | None:
         """Return what is wanted of log-probabilities (1, vocabulary)."""
@@ -128,6 +136,18 @@ class _LookingBack:
     ) -> None:
         self.processors = processors
         self.history = history
+
+
+def _filters(sampling: Sampling, vocabulary: int) -> list[Callable[[mx.array], mx.array]]:
+    """Return what makes unlikely tokens impossible, in mlx-lm's order; each maps log-probabilities to such."""
+    filters: list[Callable[[mx.array], mx.array]] = []
+    if 0 < sampling.top_p < 1:
+        filters.append(lambda scores: apply_top_p(scores, sampling.top_p))
+    if sampling.min_p > 0:
+        filters.append(lambda scores: apply_min_p(scores, sampling.min_p))
+    if 0 < sampling.top_k < vocabulary:  # mlx-lm refuses one that keeps everything
+        filters.append(lambda scores: apply_top_k(scores, sampling.top_k))
+    return filters
 
 
 def _ids(tokens: tuple[int, ...]) -> mx.array:

@@ -6,10 +6,12 @@ import asyncio
 import errno
 import logging
 import ssl
+from asyncio import SelectorEventLoop
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from http import HTTPStatus
-from typing import cast
+from typing import Any, cast
 
 from loguru import logger
 from websockets.asyncio.client import ClientConnection, connect
@@ -48,6 +50,9 @@ MAX_FRAGMENTS = 256
 
 HEAD_END = b"\r\n\r\n"
 """What the head of an HTTP message ends with; those that open a WebSocket have nothing behind it."""
+
+ACCEPT_TURNS = 2
+"""Turns of asyncio's event loop from a socket that was accepted to the call of its protocol."""
 
 _Wrap = Callable[[ServerConnection], Awaitable[None]]
 _Screen = Callable[[ServerConnection, Request], Response | None]
@@ -111,9 +116,10 @@ class WebSockets(Medium):
                 return None
             return socket.respond(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections from this host\n")
 
-        return _WebSocketListener(await self._serve(wrap, host, port, screen))
+        accepted: set[_ServerSocket] = set()
+        return _WebSocketListener(await self._serve(wrap, host, port, screen, accepted), accepted)
 
-    async def _serve(self, wrap: _Wrap, host: str, port: int, screen: _Screen) -> Server:
+    async def _serve(self, wrap: _Wrap, host: str, port: int, screen: _Screen, accepted: set[_ServerSocket]) -> Server:
         try:
             return await serve(
                 wrap,
@@ -131,7 +137,8 @@ class WebSockets(Medium):
                 close_timeout=self._limits.close,
                 max_size=MAX_FRAME,
                 logger=_library_logger,
-                create_connection=_ServerSocket,
+                # The library does no more with the class than call it.
+                create_connection=cast("type[ServerConnection]", partial(_ServerSocket, accepted=accepted)),
                 ssl=self._server_tls,
             )
         except OSError as error:
@@ -241,7 +248,19 @@ class _ClientSocket(_Socket, ClientConnection):
 
 
 class _ServerSocket(_Socket, ServerConnection):
-    pass
+    """One that was accepted; while its transport is open it is in ``accepted``."""
+
+    def __init__(self, *arguments: Any, accepted: set[_ServerSocket], **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self._accepted = accepted
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._accepted.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._accepted.discard(self)
 
 
 class WebSocketConnection(Connection):
@@ -285,13 +304,32 @@ class WebSocketConnection(Connection):
 
 
 class _WebSocketListener(Listener):
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, accepted: set[_ServerSocket]) -> None:
         self._server = server
+        self._accepted = accepted
         self.port: int = next(iter(server.sockets)).getsockname()[1]
 
     async def close(self) -> None:
+        await self._accept_no_more()
         self._server.close()
+        for socket in self._accepted:
+            if socket.state is State.CONNECTING:  # the library would wait for its opening to end or time out
+                socket.transport.abort()
         await self._server.wait_closed()
+
+    async def _accept_no_more(self) -> None:
+        """Leave new connections to the kernel, and let those that asyncio is accepting become ours.
+
+        If its server closes meanwhile, asyncio's selector event loop forgets the socket that it has just accepted, and
+        nobody closes it (https://github.com/python/cpython/issues/109564, open as of CPython 3.14). uvloop accepts a
+        connection in one go.
+        """
+        loop = asyncio.get_running_loop()
+        if isinstance(loop, SelectorEventLoop):
+            for listening in self._server.sockets:
+                loop.remove_reader(listening.fileno())
+            for _ in range(ACCEPT_TURNS):
+                await asyncio.sleep(0)
 
 
 def _ended(closed: ConnectionClosed) -> ConnectionEnded:
