@@ -92,7 +92,10 @@ async def together(target: Target, prompts: Sequence[str], tokens: int) -> float
 async def gaps(
     target: Target, prompts: Sequence[str], tokens: int, long_prompt: str, calm_seconds: float
 ) -> tuple[list[float], list[float], float]:
-    """Return gaps between the events of streams before and while a long prompt is taken in, and how long that took."""
+    """Return gaps between the events of streams without a long prompt and beside it, and how long it took in seconds.
+
+    Those without are of ``calm_seconds`` before it and as many after it: the longer texts are, the longer the gaps.
+    """
     streams = [Stream() for _ in prompts]
     async with asyncio.TaskGroup() as running:
         tasks = [
@@ -103,12 +106,13 @@ async def gaps(
         began = time.perf_counter()
         await generate(target, long_prompt, 1, Stream())
         finished = time.perf_counter()
+        await asyncio.sleep(calm_seconds)
         for task in tasks:
             task.cancel()
     calm, busy = [], []
     for stream in streams:
         for before, after in pairwise(stream.times):
-            if began - calm_seconds < before and after < began:
+            if began - calm_seconds < before and after < began or before > finished:
                 calm.append(after - before)
             elif before < finished and after > began:
                 busy.append(after - before)

@@ -12,8 +12,11 @@ FIRST_CHUNK = 64
 SHARE = 1.4
 """Seconds that prompts may take for each second of decoding, if those who run are as many as those who come or more.
 More lets the next token come later than some two and a half times the usual gap; less makes those who come wait."""
-CALM_GAPS = 9
+CALM_GAPS = 5
 """Gaps without prompts between that are remembered; their median counts, which a slow one does not move."""
+CALM_EVERY = 12
+"""Gaps with prompts between, after which one without is wanted: decoding takes longer the longer the texts get, and that
+must not be put down to the prompts, or they would be starved."""
 WEIGHT = 0.4
 """Of the newest measurement in the moving average. A token costs more the further on in its prompt it is."""
 
@@ -29,12 +32,22 @@ class Pace:
         self._calm: deque[float] = deque(maxlen=CALM_GAPS)
         self._token: float | None = None
         """Seconds that a prompt token adds to a gap."""
+        self._since_calm = 0
+        """Gaps with prompts between since the last one without."""
+
+    @property
+    def wants_calm(self) -> bool:
+        """Whether the next gap should be without prompts, to see what decoding takes by now."""
+        return self._since_calm >= CALM_EVERY
 
     def gap(self, seconds: float, prompt_tokens: int) -> None:
         """Two steps of a micro-batch came out so far apart, with so many prompt tokens between them."""
         if not prompt_tokens:
             self._calm.append(seconds)
-        elif self._calm:
+            self._since_calm = 0
+            return
+        self._since_calm += 1
+        if self._calm:
             token = max(0.0, seconds - median(self._calm)) / prompt_tokens
             self._token = token if self._token is None else self._token + WEIGHT * (token - self._token)
 

@@ -344,7 +344,8 @@ class Scheduler:
         stages = self._capacity.stages
         if sum(flight.batch is None for flight in self._flights.values()) > stages:
             return False
-        return self._round >= min(stages, len(self._batches))
+        rounds = 2 if self._pace.wants_calm else 1
+        return self._round >= rounds * min(stages, len(self._batches))
 
     def _prompt_step(self) -> Step:
         """Return the next chunk of the prompt that comes next, or several short prompts at once."""
