@@ -27,6 +27,7 @@ from runtime.errors import (
     RuntimeFault,
     fault_named,
 )
+from runtime.inference.capacity import Capacity
 from runtime.inference.failure import as_fault
 from runtime.inference.keep_alive import KeepAlive
 from runtime.inference.placing import Placed, Placer
@@ -51,7 +52,7 @@ from runtime.inference.protocol import (
     Token,
     Unload,
 )
-from runtime.inference.scheduler import Capacity, Scheduler
+from runtime.inference.scheduler import Scheduler
 from runtime.spi import Download
 
 ANSWER_SECONDS = 30.0

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from runtime.inference.capacity import CACHE_STEP, Capacity
 from runtime.inference.pace import FIRST_CHUNK, LEAST_CHUNK, SHARE, Pace
 from runtime.inference.protocol import Change, Step
-from runtime.inference.scheduler import CACHE_STEP, Capacity, Scheduler
+from runtime.inference.scheduler import Scheduler
 
 EOS = 7
 SMALL = Capacity(stages=1, sequences=4, waiting=4, chunk=4, context=4000, positions=100_000)
