@@ -21,7 +21,7 @@ async def test_unloading_waits_for_what_runs(tiny: Path) -> None:
     async with serving("a", folders={"tiny": tiny}) as (a,):
         async with begun(a, request(max_tokens=LONG)) as stream:
             unloading = asyncio.create_task(a.engine.unload("tiny"))
-            await eventually(lambda: a.drivers()[0]._unloading)
+            await eventually(lambda: a.drivers()[0]._lifetime.unloading)
             rest = [event async for event in stream]
             assert isinstance(rest[-1], Finished)
             assert rest[-1].usage.completion_tokens == LONG
@@ -41,7 +41,7 @@ async def test_a_model_that_is_wanted_while_it_is_unloaded_stays_and_is_not_load
             reserved = a.ledger.memory().reserved
             (before,) = await a.engine.loaded()
             unloading = asyncio.create_task(a.engine.unload("tiny"))
-            await eventually(lambda: a.drivers()[0]._unloading)
+            await eventually(lambda: a.drivers()[0]._lifetime.unloading)
             assert len(await tokens(a, request())) == 16
             assert a.ledger.memory().reserved == reserved
             (listed,) = await a.engine.loaded()
@@ -70,7 +70,7 @@ async def test_an_unload_waits_for_whoever_was_told_that_the_model_is_ready(
         generating = asyncio.create_task(tokens(a, request()))
         await told.wait()
         unloading = asyncio.create_task(a.engine.unload("tiny"))
-        await eventually(lambda: driver._unloading)
+        await eventually(lambda: driver._lifetime.unloading)
         go_on.set()
         assert len(await generating) == 16
         await unloading
