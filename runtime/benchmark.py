@@ -34,16 +34,23 @@ from runtime.testing.processes import NodeProcess, node_process, peers_of
 SERVER_SECONDS = 600.0
 
 
-class BenchSettings(msgspec.Struct, frozen=True):
-    """What is run."""
+class RunSettings(msgspec.Struct, frozen=True):
+    """What is run, by whatever benchmark."""
 
-    prompt_tokens: int
     tokens: int
+    """Tokens of each generation."""
     rounds: int
     threads: int
-    """BLAS threads of the one node and of mlx-lm."""
+    """BLAS threads of the one node, and of mlx-lm or its server."""
     stage_threads: int
-    """BLAS threads of each of the two nodes, and of the one that they are compared with."""
+    """BLAS threads of each of the two nodes, and of the one that they are compared with; under load also their cores,
+    on Linux."""
+
+
+class BenchSettings(RunSettings, frozen=True):
+    """What is run one after the other."""
+
+    prompt_tokens: int
 
 
 class Sample(msgspec.Struct, frozen=True):
@@ -88,6 +95,12 @@ class Ratio(msgspec.Struct, frozen=True):
     low: float
     high: float
     aim: str
+
+
+def compared(name: str, ours: Sequence[float], theirs: Sequence[float], aim: str) -> Ratio:
+    """Compare two contenders, of which there is a figure for each round."""
+    ratios = [our / their for our, their in zip(ours, theirs, strict=True)]
+    return Ratio(name, median(ratios), min(ratios), max(ratios), aim)
 
 
 class StageMemory(msgspec.Struct, frozen=True):
@@ -318,8 +331,7 @@ def _row(name: str, threads: int, samples: Sequence[Sample]) -> Row:
 def _ratio(
     name: str, ours: Sequence[Sample], theirs: Sequence[Sample], of: Callable[[Sample], float], aim: str
 ) -> Ratio:
-    ratios = [of(our) / of(their) for our, their in zip(ours, theirs, strict=True)]
-    return Ratio(name, median(ratios), min(ratios), max(ratios), aim)
+    return compared(name, [of(sample) for sample in ours], [of(sample) for sample in theirs], aim)
 
 
 def _watch_memory(node: NodeProcess) -> int:

@@ -25,7 +25,7 @@ from typing import Any
 import httpx
 import msgspec
 
-from runtime.benchmark import SERVER_SECONDS, Ratio, Starter
+from runtime.benchmark import SERVER_SECONDS, Ratio, RunSettings, Starter, compared
 from runtime.config.load import Config
 from runtime.inference.options import candidate_options
 from runtime.load_client import Target, gaps, together, turns
@@ -56,18 +56,6 @@ CALM_SECONDS = 5.0
 """How long streams are watched before that."""
 
 
-class LoadSettings(msgspec.Struct, frozen=True):
-    """What is run."""
-
-    tokens: int
-    """Tokens of each stream."""
-    rounds: int
-    threads: int
-    """BLAS threads of the one node and of mlx-lm's server."""
-    stage_threads: int
-    """BLAS threads of each of the two nodes, and of the one that they are compared with; and cores, on Linux."""
-
-
 class LoadRow(msgspec.Struct, frozen=True):
     """A contender's median."""
 
@@ -83,7 +71,7 @@ class LoadReport(msgspec.Struct, frozen=True):
 
     machine: str
     model: str
-    settings: LoadSettings
+    settings: RunSettings
     rows: tuple[LoadRow, ...]
     ratios: tuple[Ratio, ...]
     outside: float | None
@@ -99,7 +87,7 @@ class LoadReport(msgspec.Struct, frozen=True):
 
 
 def run_load(
-    config: Config, checkpoint: Checkpoint, settings: LoadSettings, progress: Callable[[str], None]
+    config: Config, checkpoint: Checkpoint, settings: RunSettings, progress: Callable[[str], None]
 ) -> LoadReport:
     """Measure; takes some minutes.
 
@@ -258,8 +246,7 @@ def _percentile(values: Sequence[float], share: float) -> float:
 
 
 def _ratio(name: str, rates: dict[str, list[float]], ours: str, theirs: str, aim: str) -> Ratio:
-    ratios = [our / their for our, their in zip(rates[ours], rates[theirs], strict=True)]
-    return Ratio(name, median(ratios), min(ratios), max(ratios), f">= {aim}")
+    return compared(name, rates[ours], rates[theirs], f">= {aim}")
 
 
 def describe_load(report: LoadReport) -> list[tuple[tuple[str, ...], list[tuple[Any, ...]]]]:

@@ -112,7 +112,7 @@ async def gaps(
     calm, busy = [], []
     for stream in streams:
         for before, after in pairwise(stream.times):
-            if began - calm_seconds < before and after < began or before > finished:
+            if (began - calm_seconds < before and after < began) or before > finished:
                 calm.append(after - before)
             elif before < finished and after > began:
                 busy.append(after - before)

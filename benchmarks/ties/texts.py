@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from runtime.inference.scheduler import Capacity
+from runtime.inference.capacity import Capacity
 from runtime.inference.shard import Shard
 from runtime.spi import Sampling
 from tests.inference.pipeline import GREEDY, LocalPipeline

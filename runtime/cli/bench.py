@@ -33,8 +33,8 @@ def bench(
     import os
     import sys
 
-    from runtime.benchmark import BenchSettings, describe, run_bench
-    from runtime.load_benchmark import LoadSettings, describe_load, run_load
+    from runtime.benchmark import BenchSettings, RunSettings, describe, run_bench
+    from runtime.load_benchmark import describe_load, run_load
 
     settings, plugins = effective_config(config, overrides)
     estimator = plugins.make("memory", settings.roles.memory, settings.plugin_settings, plugin_context(settings))
@@ -48,10 +48,10 @@ def bench(
             typer.echo(text, err=True)
 
     if load:
-        loaded = run_load(settings, checkpoint, LoadSettings(tokens, rounds, count, stage_count), progress)
+        loaded = run_load(settings, checkpoint, RunSettings(tokens, rounds, count, stage_count), progress)
         _show(loaded, f"{loaded.model} on {loaded.machine}", describe_load(loaded), as_json=as_json)
         return
-    bench_settings = BenchSettings(prompt_tokens, tokens, rounds, count, stage_count)
+    bench_settings = BenchSettings(tokens, rounds, count, stage_count, prompt_tokens)
     report = run_bench(settings, checkpoint, estimator, bench_settings, progress)
     _show(report, f"{report.model} on {report.machine}, {report.blas}", describe(report), as_json=as_json)
 

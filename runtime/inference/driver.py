@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TypeVar
 
-import anyio
 import msgspec
 from loguru import logger
 
@@ -20,15 +18,15 @@ from runtime.actors import Actor, ActorRef, Down, Message, ReplyTo
 from runtime.cluster import ServedModel, ServedStage, ServedState
 from runtime.errors import (
     ActorStopped,
-    ModelInUse,
     NodeUnhealthy,
     Overloaded,
     PeerUnreachable,
     RuntimeFault,
     fault_named,
 )
+from runtime.inference.capacity import Capacity
 from runtime.inference.failure import as_fault
-from runtime.inference.keep_alive import KeepAlive
+from runtime.inference.lifetime import Lifetime
 from runtime.inference.placing import Placed, Placer
 from runtime.inference.progress import ProgressBoard
 from runtime.inference.protocol import (
@@ -36,7 +34,6 @@ from runtime.inference.protocol import (
     Cancel,
     CloseSequence,
     ConnectStage,
-    Done,
     GiveWay,
     LoadProgress,
     NoSubmit,
@@ -51,7 +48,7 @@ from runtime.inference.protocol import (
     Token,
     Unload,
 )
-from runtime.inference.scheduler import Capacity, Scheduler
+from runtime.inference.scheduler import Scheduler
 from runtime.spi import Download
 
 ANSWER_SECONDS = 30.0
@@ -102,11 +99,7 @@ class Driver(Actor):
         self._submits: dict[int, Submit] = {}
         self._ids = itertools.count(1)
         self._waiting: list[ReplyTo] = []
-        self._unloading: list[ReplyTo] = []
-        self._kept = KeepAlive(limits.keep_alive, time.time())
-        self._touched = anyio.Event()
-        self._better: ActorRef | None = None
-        """The driver that this one gives way to."""
+        self._lifetime = Lifetime(model, limits.keep_alive)
 
     async def started(self) -> None:
         """Begin to place and load; requests wait meanwhile."""
@@ -132,7 +125,7 @@ class Driver(Actor):
             case AwaitReady(keep_alive):
                 return self._on_await_ready(keep_alive)
             case NoSubmit():
-                self._expect_one_less()
+                self._lifetime.expect_one_less()
             case Unload():
                 self._on_unload()
             case GiveWay(to):
@@ -147,8 +140,7 @@ class Driver(Actor):
         self._fail_all(gone)
         for reply in self._waiting:
             reply.fail(gone)
-        for reply in self._unloading:
-            reply.answer(Done())
+        self._lifetime.ended()
         self._withdraw(self._model, self.context.self_ref)
 
     # -- coming up --------------------------------------------------------------------------------------------------
@@ -203,36 +195,21 @@ class Driver(Actor):
         )
 
     async def _expire(self) -> None:
-        """End when nobody has asked for the model for long enough, or an unload waits for nobody any more."""
-        while (left := self._seconds_left()) > 0:
-            self._touched = anyio.Event()
-            with anyio.move_on_after(left):
-                await self._touched.wait()
-        reason = f"nobody asked for it for {self._kept.seconds:g} s"
-        if self._is_leaving():
-            reason = "as asked" if self._better is None else f"{self._better} serves it"
-        logger.info("unloading {}: {}", self._model, reason)
+        await self._lifetime.over(lambda: bool(self._sessions))
         self.context.stop_self()
 
-    def _seconds_left(self) -> float:
-        return float("inf") if self._sessions else self._kept.left(time.time(), leaving=self._is_leaving())
-
-    def _is_leaving(self) -> bool:
-        return bool(self._unloading) or self._better is not None
-
     def _touch(self) -> None:
-        self._kept.used(time.time())
-        self._touched.set()
+        self._lifetime.used()
         if self._scheduler is not None:  # else this is the end, and the model's next driver may have its entry there
             self._announce()
 
     # -- sessions ---------------------------------------------------------------------------------------------------
 
     def _on_await_ready(self, keep_alive: float | None) -> Message | None:
-        if self._better is not None:
-            raise ActorStopped(f"{self.context.self_ref} gives way to {self._better}, which serves {self._model} too")
-        self._take_unload_back()
-        self._kept.seconds = self._limits.keep_alive if keep_alive is None else keep_alive
+        better = self._lifetime.better
+        if better is not None:
+            raise ActorStopped(f"{self.context.self_ref} gives way to {better}, which serves {self._model} too")
+        self._lifetime.wanted(self._limits.keep_alive if keep_alive is None else keep_alive)
         if self._placed is None:
             self._waiting.append(self.context.reply_later())
             return None
@@ -248,7 +225,7 @@ class Driver(Actor):
                 f"{scheduler.load} generations with {self._model} are running and waiting, and no more are queued; "
                 "try again later"
             )
-        self._expect_one_less()
+        self._lifetime.expect_one_less()
         sequence = next(self._ids)
         self._sessions[sequence] = request.session
         self._submits[sequence] = request
@@ -257,10 +234,6 @@ class Driver(Actor):
         self._touch()
         self._go_on()
         return Submitted(sequence)
-
-    def _expect_one_less(self) -> None:
-        self._kept.expect_one_less()
-        self._touched.set()
 
     def _go_on(self) -> None:
         """Start what there is room for, and issue the steps that can start."""
@@ -398,32 +371,20 @@ class Driver(Actor):
         self.context.stop_self()
 
     def _on_unload(self) -> None:
-        self._unloading.append(self.context.reply_later())
+        self._lifetime.unloading.append(self.context.reply_later())
         self._touch()
 
     def _on_give_way(self, to: ActorRef) -> None:
-        if self._better is None:
+        if self._lifetime.better is None:
             logger.info("{} is served by {} too: finishing what is begun here", self._model, to)
-            self._better = to
+            self._lifetime.better = to
             self._touch()
-
-    def _take_unload_back(self) -> None:
-        """Stay, because the model is wanted again: a second copy beside one that still generates may not fit."""
-        unloading, self._unloading = self._unloading, []
-        for reply in unloading:
-            reply.fail(
-                ModelInUse(
-                    f"the model {self._model} was asked for again before its generations were done, so it stays; "
-                    "unload it again when it is not in use"
-                )
-            )
 
     # -- what others see --------------------------------------------------------------------------------------------
 
     def _ready(self) -> Ready:
         assert self._placed is not None  # noqa: S101 - only called once placed
-        self._kept.expect(time.time())
-        self._touched.set()
+        self._lifetime.expect()
         return Ready(self.context.self_ref, self._placed.digest, self._placed.workload.context)
 
     def _announce(self) -> None:
@@ -437,9 +398,9 @@ class Driver(Actor):
                 driver=self.context.self_ref,
                 stages=tuple(ServedStage(stage.node, stage.span, stage.bytes) for stage in placed.plan.stages),
                 context=placed.workload.context,
-                expires=self._kept.expires,
+                expires=self._lifetime.expires,
                 active=len(self._sessions),
-                state=ServedState.UNLOADING if self._is_leaving() else ServedState.READY,
+                state=ServedState.UNLOADING if self._lifetime.is_leaving else ServedState.READY,
             )
         )
 

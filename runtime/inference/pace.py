@@ -15,8 +15,8 @@ More lets the next token come later than some two and a half times the usual gap
 CALM_GAPS = 5
 """Gaps without prompts between that are remembered; their median counts, which a slow one does not move."""
 CALM_EVERY = 12
-"""Gaps with prompts between, after which one without is wanted: decoding takes longer the longer the texts get, and that
-must not be put down to the prompts, or they would be starved."""
+"""Gaps with prompts between, after which one without is wanted: decoding takes longer the longer the texts get, and
+that must not be put down to the prompts, or they would be starved."""
 WEIGHT = 0.4
 """Of the newest measurement in the moving average. A token costs more the further on in its prompt it is."""
 

@@ -11,11 +11,11 @@ from loguru import logger
 
 from runtime.actors import ActorRef, ActorSystem
 from runtime.cluster import LEDGER, Commit
+from runtime.inference.capacity import whole_steps
 from runtime.inference.catalogue import Catalogue
 from runtime.inference.planning import Planned, Planner, Survey
 from runtime.inference.protocol import OpenStage, StageOpened
 from runtime.inference.reserving import RESERVE_SECONDS, reserve
-from runtime.inference.scheduler import whole_steps
 from runtime.inference.stage import LOAD_SECONDS, STAGES
 from runtime.spi import Checkpoint, LoadOptions, NodeView, Plan, Progress, Workload
 

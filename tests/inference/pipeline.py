@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
+from runtime.inference.capacity import Capacity
 from runtime.inference.loading import load_shard
 from runtime.inference.microbatch import StageSequence
 from runtime.inference.protocol import Hidden, OpenSequence, Prefilled, Sampled, Step
-from runtime.inference.scheduler import Capacity, Scheduler
+from runtime.inference.scheduler import Scheduler
 from runtime.inference.sequence import StageSequences
 from runtime.inference.shard import Shard
 from runtime.spi import LayerSpan, LoadOptions, Sampling, read_checkpoint

@@ -33,13 +33,17 @@ from runtime.spi import (
     Finished,
     GenerationEvent,
     GenerationRequest,
+    LayerSpan,
     ModelFamily,
     ModelListing,
     ModelSource,
     NodeMemory,
     PlacementPolicy,
+    PlacementRequest,
+    Plan,
     Progress,
     Sampling,
+    StagePlan,
     Started,
     Telemetry,
     TelemetryEvent,
@@ -53,6 +57,8 @@ from tests.wire.loopback import eventually
 
 GREEDY = Sampling(temperature=0.0)
 PROMPT = tuple(range(5, 40))
+LONG = 400
+"""Tokens of a generation that goes on while something else happens."""
 
 
 class Folders(ModelSource):
@@ -70,6 +76,21 @@ class Folders(ModelSource):
     def fetch(self, name: str, progress: Progress) -> Path:
         del progress
         return self.folders[name]
+
+
+class Scripted(PlacementPolicy):
+    """Returns what it is told to."""
+
+    def __init__(self, plan: Callable[[PlacementRequest], Plan]) -> None:
+        self._plan = plan
+
+    def plan(self, request: PlacementRequest) -> Plan:
+        return self._plan(request)
+
+
+def plan_of(*spans: tuple[int, int], node: str = "a") -> Plan:
+    """A plan that puts slices of a model of four layers on one node."""
+    return Plan(tuple(StagePlan(node, LayerSpan(start, stop, 4), 1000) for start, stop in spans), "so it is")
 
 
 class Events(Telemetry):

@@ -10,7 +10,7 @@ import mlx.core as mx
 import pytest
 from msgspec.structs import replace
 
-from runtime.inference.scheduler import CACHE_STEP, Capacity
+from runtime.inference.capacity import CACHE_STEP, Capacity
 from runtime.spi import Sampling
 from runtime.testing.models import tiny_llama
 from tests.inference.pipeline import LocalPipeline, all_tokens, shards
