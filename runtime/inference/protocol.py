@@ -120,7 +120,7 @@ class Change(Struct, frozen=True, array_like=True):
 
 class Step(Message, frozen=True, tag="sequence.step"):
     """Run the model over the next token of every sequence of a micro-batch, or over a chunk of one prompt, or over
-    several whole prompts.
+    several whole prompts; or over nothing, to change caches.
 
     It goes through all stages, and the last one answers it with :class:`Sampled` or :class:`Prefilled`, whatever
     became of its sequences meanwhile; only :class:`StepFailed` takes the place of those.
@@ -182,6 +182,19 @@ class StepFailed(Message, frozen=True, tag="sequence.failed"):
     text: str
     code: str = RuntimeFault.code
     """Of the fault that it was."""
+
+
+class StepsHeld(Message, frozen=True, tag="stage.steps_held"):
+    """What a stage has in hand."""
+
+    taken: int
+    """Number of the last step that came; 0 before the first."""
+    held: tuple[int, ...]
+    """Numbers of the steps that came and have not been passed on."""
+
+
+class AskSteps(Request[StepsHeld], frozen=True, tag="stage.ask_steps"):
+    """Ask a stage which steps it has."""
 
 
 # -- a driver, asked by sessions and the engine ---------------------------------------------------------------------

@@ -177,6 +177,11 @@ class Scheduler:
         return len(self._sequences)
 
     @property
+    def oldest(self) -> int | None:
+        """Number of the step that is in flight longest; None if there is none."""
+        return next(iter(self._flights), None)
+
+    @property
     def sequences(self) -> list[int]:
         """Ids of all sequences, running ones first."""
         return [*self._running, *self._waiting]
@@ -243,10 +248,16 @@ class Scheduler:
             self._start(sequence, state)
 
     def issue(self) -> list[Step]:
-        """Return the steps that can start now, in the order in which they must; they are in flight from then on."""
+        """Return the steps that can start now, in the order in which they must; they are in flight from then on.
+
+        One without rows drops caches, where no other step comes to tell it.
+        """
         steps = []
         while (step := self._next()) is not None:
             steps.append(step)
+        if not self._flights and any(change.length == 0 for change in self._changes):
+            # Nobody is left whose next step would tell the stages what to drop.
+            steps.append(self._launch(None, ()))
         return steps
 
     def done(self, number: int, now: float) -> tuple[int, ...]:

@@ -15,10 +15,11 @@ from runtime.errors import ActorStopped, ModelError, ModelNotFound, RuntimeFault
 from runtime.inference.accelerator import prepare
 from runtime.inference.borrowing import Borrower, PeerReader, open_same
 from runtime.inference.catalogue import Catalogue
-from runtime.inference.compute import Computation, ComputeThread
+from runtime.inference.compute import ComputeThread
 from runtime.inference.failure import as_fault
 from runtime.inference.progress import ProgressBoard
 from runtime.inference.protocol import (
+    AskSteps,
     CloseSequence,
     ConnectStage,
     Done,
@@ -30,9 +31,10 @@ from runtime.inference.protocol import (
     StageOpened,
     Step,
     StepFailed,
+    StepsHeld,
     sequences_of,
 )
-from runtime.inference.reclaim import reclaim, trim
+from runtime.inference.reclaim import reclaim
 from runtime.inference.step_times import StepTimes
 from runtime.inference.telemetry import emit_all
 from runtime.spi import (
@@ -203,6 +205,10 @@ class Stage(Actor):
         self._shard: Shard | None = None
         self._next: ActorRef | None = None
         self._sequences: dict[int, StageSequence] = {}
+        self._taken = 0
+        """Number of the last step that came."""
+        self._held: set[int] = set()
+        """Numbers of those that are on the compute thread, or wait for it."""
         self._work: StageSequences | None = None
         self._began = False
         """Whether loading began, so that there is memory to give back."""
@@ -221,7 +227,9 @@ class Stage(Actor):
             case OpenSequence():
                 return self._open_sequence(message)
             case CloseSequence(sequence):
-                self._close_sequence(sequence)
+                self._sequences.pop(sequence, None)  # a step tells what to drop of it
+            case AskSteps():
+                return StepsHeld(self._taken, tuple(self._held))
             case ConnectStage(next):
                 self._next = next
                 if next is not None:
@@ -295,23 +303,13 @@ class Stage(Actor):
         self._sequences[message.sequence] = StageSequence(message)
         return Done()
 
-    def _close_sequence(self, sequence: int) -> None:
-        work = self._work
-        if self._sequences.pop(sequence, None) is None or self._sequences or work is None:
-            return  # the next step tells what to drop
-
-        def drop() -> None:
-            work.drop_closed()
-            # The ledger takes a freed cache for promised memory, which it is only once the system has it back.
-            trim()
-
-        self._compute.submit(lambda: Computation(drop), lambda _, error: None)
-
     def _start(self, step: Step | Hidden) -> None:
         work = self._work
         if work is None:
             raise ModelError(f"{self.context.self_ref} has no model loaded")
         compute = self._compute
+        self._taken = step.number
+        self._held.add(step.number)
         compute.submit(
             lambda: work.step(step, launch=not compute.computing),
             lambda result, error: self._finish(step, result, error),
@@ -319,6 +317,7 @@ class Stage(Actor):
         )
 
     def _finish(self, step: Step | Hidden, result: Result | None, error: BaseException | None) -> None:
+        self._held.discard(step.number)
         try:
             self._pass_on(result, error)
         except Exception as failure:  # noqa: BLE001 - whatever broke this step must not break the other sequences
