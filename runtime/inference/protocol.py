@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from runtime.actors import ActorRef, Lane, Message, Request
 from runtime.errors import RuntimeFault
-from runtime.spi import LayerSpan, LoadOptions, Sampling
+from runtime.spi import LayerSeconds, LayerSpan, LoadOptions, Sampling
 from runtime.wire import Tensor
 
 # -- a node's stages, asked by a driver ---------------------------------------------------------------------------
@@ -43,6 +43,8 @@ class OpenStage(Request[StageOpened], frozen=True, tag="stage.open"):
     options: LoadOptions
     driver: ActorRef
     reservation: int
+    seconds: LayerSeconds | None = None
+    """What the node has measured of the model's layers, if it has been asked."""
 
 
 class LoadProgress(Message, frozen=True, tag="stage.progress"):

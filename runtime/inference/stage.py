@@ -35,7 +35,7 @@ from runtime.inference.protocol import (
     sequences_of,
 )
 from runtime.inference.reclaim import reclaim
-from runtime.inference.step_times import StepTimes
+from runtime.inference.step_times import FIRST, Bounded, StepTimes, estimate, longest_read
 from runtime.inference.telemetry import emit_all
 from runtime.spi import (
     Checkpoint,
@@ -201,7 +201,7 @@ class Stage(Actor):
         self._compute = compute
         self._progress = progress
         self._telemetry = telemetry
-        self._times = StepTimes(compute.patience)
+        self._times: StepTimes | None = None
         self._shard: Shard | None = None
         self._next: ActorRef | None = None
         self._sequences: dict[int, StageSequence] = {}
@@ -264,16 +264,24 @@ class Stage(Actor):
         start = self.context.now()
         self._began = True
         try:
-            shard, self._work, alone, trims = await self._compute.run(self._make_shard)
+            shard, self._work, alone, trims = await self._compute.run(self._make_shard, expected=self._expected_load())
         except Exception as error:  # noqa: BLE001 - a plugin's failure is the asker's to hear, with its reason
             reply.fail(as_fault(error, f"loading layers {order.span} of {order.model} on {self.context.node}"))
             self.context.stop_self()
             return
         self._shard, size = shard, shard.nbytes
+        self._times = StepTimes(self._compute.patience, estimate(size, order.span, order.seconds))
         seconds = self.context.now() - start
         emit_all(self._telemetry, ModelLoaded(order.model, len(order.span), size, seconds))
         logger.info("loaded layers {} of {}: {:.0f} MB in {:.1f} s", order.span, order.model, size / 1e6, seconds)
         reply.answer(StageOpened(self.context.self_ref, size, seconds, alone, trims))
+
+    def _expected_load(self) -> Bounded:
+        """Return how long loading may be without progress, which is told after each module."""
+        order, tensors = self._order, self._checkpoint.tensors
+        largest = max((tensor.nbytes for tensor in tensors.values()), default=0)
+        slow = longest_read(self._checkpoint.nbytes, largest, order.span.total)
+        return Bounded(f"loading layers {order.span} of {order.model}", max(FIRST * self._compute.patience, slow))
 
     def _make_shard(self) -> tuple[Shard, StageSequences, str | None, bool]:
         """Load the slice, and find out why the model takes one sequence at a time, if so. On the compute thread."""
@@ -288,6 +296,7 @@ class Stage(Actor):
         def report(done: int, total: int) -> None:
             if self._abandoned:
                 raise ActorStopped(f"{self.context.self_ref} was stopped while it was loading")
+            self._compute.got_on()
             self._progress(Download(order.model, "loading", done, total))
 
         shard = load_shard(self._families, self._checkpoint, order.span, order.options, report)
@@ -304,8 +313,8 @@ class Stage(Actor):
         return Done()
 
     def _start(self, step: Step | Hidden) -> None:
-        work = self._work
-        if work is None:
+        work, times = self._work, self._times
+        if work is None or times is None:
             raise ModelError(f"{self.context.self_ref} has no model loaded")
         compute = self._compute
         self._taken = step.number
@@ -313,7 +322,7 @@ class Stage(Actor):
         compute.submit(
             lambda: work.step(step, launch=not compute.computing),
             lambda result, error: self._finish(step, result, error),
-            self._times.expected(_tokens(step)),
+            times.expected(_tokens(step)),
         )
 
     def _finish(self, step: Step | Hidden, result: Result | None, error: BaseException | None) -> None:
