@@ -52,7 +52,7 @@ from runtime.inference.survey import SURVEYOR, Surveyor, Surveys
 from runtime.inference.telemetry import emit_all
 from runtime.keyless import LoopbackOnly
 from runtime.machine import Machine
-from runtime.spi import Discovery, Frontend, ModelFamily, ModelSource, PeerChanged, Telemetry
+from runtime.spi import Discovery, Frontend, HealthChanged, ModelFamily, ModelSource, PeerChanged, Telemetry
 from runtime.spi.hookspecs import PluginContext
 from runtime.spi.loader import PluginRecord, Plugins, Role
 from runtime.wire import DialStatus, Limits, Network, WebSockets
@@ -109,7 +109,7 @@ class Node:
         )
         self.registry = Registry(self.system, self._network)
         self.compute = ComputeThread(config.models.step_patience)
-        self.health = ComputeHealth(name, self.compute, self.membership.report)
+        self.health = ComputeHealth(name, self.compute, self._health_changed)
         self._board = ProgressBoard()
         self._catalogue = Catalogue(sources)
         sinks = tuple(self._telemetry.values())
@@ -323,7 +323,11 @@ class Node:
         )
 
     def _peer_changed(self, info: NodeInfo) -> None:
-        emit_all(self._sinks, PeerChanged(info.name, str(info.state)))
+        emit_all(self._sinks, PeerChanged(info.name, _state(info)))
+
+    def _health_changed(self) -> None:
+        self.membership.report()
+        emit_all(self._sinks, HealthChanged(self.health.reason))
 
     async def _warm_up(self) -> None:
         self._accelerator = await self.compute.run(prepare)
@@ -348,12 +352,17 @@ class Node:
             logger.opt(exception=error).error("{} failed", task.get_name())
 
 
+def _state(info: NodeInfo) -> str:
+    """Return a node's state as it is shown: one that is up may be unhealthy."""
+    unhealthy = info.profile is not None and info.profile.unhealthy is not None
+    return "unhealthy" if unhealthy and info.state is PeerState.UP else str(info.state)
+
+
 def _entry(info: NodeInfo) -> NodeEntry:
     profile = info.profile
-    unhealthy = None if profile is None else profile.unhealthy
     return NodeEntry(
         name=info.name,
-        state="self" if info.local else "unhealthy" if unhealthy and info.state is PeerState.UP else str(info.state),
+        state="self" if info.local else _state(info),
         address=info.address,
         backend=profile.backend if profile else "unknown",
         memory_total=profile.memory.total if profile else 0,
@@ -362,7 +371,7 @@ def _entry(info: NodeInfo) -> NodeEntry:
         rtt=info.rtt,
         phi=info.phi,
         last_seen=None if info.local else info.last_seen,
-        reason=info.reason or unhealthy,
+        reason=info.reason or (profile.unhealthy if profile else None),
     )
 
 

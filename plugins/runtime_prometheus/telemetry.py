@@ -9,12 +9,20 @@ from fastapi import APIRouter, Request, Response
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 
-from runtime.spi import ModelLoaded, ModelUnloaded, PeerChanged, RequestFinished, Telemetry, TelemetryEvent
+from runtime.spi import (
+    HealthChanged,
+    ModelLoaded,
+    ModelUnloaded,
+    PeerChanged,
+    RequestFinished,
+    Telemetry,
+    TelemetryEvent,
+)
 
 MAX_MODELS = 100
 """Names of models that get series of their own. Clients choose the names, and every series stays in memory."""
 OTHER = "(other)"
-PEER_STATES = ("up", "suspect", "down")
+PEER_STATES = ("up", "unhealthy", "suspect", "down")
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _TOKENS_PER_SECOND = (1, 2, 5, 10, 20, 30, 50, 75, 100, 150, 200, 300, 500)
@@ -28,6 +36,12 @@ class PrometheusTelemetry(Telemetry):
         self._models: set[str] = set()
         self._peers: dict[str, str] = {}
         Gauge("runtime_node_info", "This node.", ["node"], registry=registry).labels(node).set(1)
+        self._healthy = Gauge(
+            "runtime_node_healthy",
+            "Whether this node can compute: 0 while its compute thread hangs.",
+            registry=registry,
+        )
+        self._healthy.set(1)
         self._requests = Counter(
             "runtime_requests", "Generations that ended, by how.", ["model", "reason"], registry=registry
         )
@@ -87,6 +101,8 @@ class PrometheusTelemetry(Telemetry):
                 tally = Tally(self._peers.values())
                 for known in PEER_STATES:
                     self._peer_states.labels(known).set(tally[known])
+            case HealthChanged(reason=reason):
+                self._healthy.set(0 if reason else 1)
 
     def router(self) -> APIRouter:
         """``/metrics``, in the format that the scraper asks for."""

@@ -85,10 +85,17 @@ def _plan_here(model: str, file: Path, context: int | None, config: ConfigFiles,
     return asyncio.run(planned())
 
 
+def _chunks(report: PlanReport) -> str:
+    text = f"prompts in chunks of {report.prefill_chunk}"
+    if report.prefill_chunk < report.prefill_chunk_asked:
+        text += f" (memory is short for {report.prefill_chunk_asked})"
+    return text
+
+
 def _show(report: PlanReport) -> None:
     typer.echo(
         f"{report.model}: {report.layers} layers in {report.dtype}{', expanded' if report.dequantize else ''}, "
-        f"{report.sequences} sequences of {report.context} tokens"
+        f"{report.sequences} sequences of {report.context} tokens, {_chunks(report)}"
     )
     for reason in report.reason.split("; "):
         typer.echo(f"- {reason}")

@@ -152,7 +152,9 @@ class Membership:
         return tuple(status for status in self._network.dials() if status.state is DialState.FAILED)
 
     def subscribe(self, listener: Callable[[NodeInfo], None]) -> Callable[[], None]:
-        """Be called at each change of a peer's state, once a change; return what ends that."""
+        """Be called at each change of a peer's state, and when it becomes unhealthy or healthy again, once a change;
+        return what ends that.
+        """
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener)
 
@@ -309,7 +311,10 @@ class Membership:
         member = self._members.get(node)
         if member is None or not member.linked:
             return
+        was_unhealthy = member.profile is not None and member.profile.unhealthy is not None
         member.profile, member.lost = report.profile, frozenset(report.lost)
+        if (report.profile.unhealthy is not None) != was_unhealthy:
+            self._tell_listeners(node)
         if self._book.learn(report.peers, self._system.now()):
             self._dial()
 

@@ -16,6 +16,11 @@ class CacheChanges:
         self._evicted: list[int] = []
         """Kept sequences that are dropped by those."""
 
+    @property
+    def drops(self) -> bool:
+        """Whether there are caches to drop."""
+        return any(change.length == 0 for change in self._changes)
+
     def begin_with(self, sequence: int, prefix: Prefix) -> None:
         """A sequence begins with a copy of what is kept of another one."""
         self._changes.append(Change(sequence, prefix.sequence, prefix.length))

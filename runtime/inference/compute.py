@@ -25,7 +25,7 @@ from collections.abc import Callable
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from runtime.errors import RuntimeFault
-from runtime.inference.step_times import ExpectedStep
+from runtime.inference.step_times import FIRST, Bounded, Expected
 
 PATIENCE = 5.0
 """Seconds: longer than a core is kept from a process by what else a machine does."""
@@ -56,7 +56,7 @@ class _Job:
         dispatch: Dispatch[Any],
         done: Callable[[Any, BaseException | None], None],
         loop: asyncio.AbstractEventLoop,
-        expected: ExpectedStep | None,
+        expected: Expected,
         settled: Callable[[_Job], None],
     ) -> None:
         self.dispatch: Dispatch[Any] | None = dispatch
@@ -85,7 +85,7 @@ class _Job:
         if self.lost:
             return
         self.settled(self)
-        if self.expected is not None and error is None:
+        if error is None:
             self.expected.took(seconds)
         self.done(value, error)
 
@@ -104,8 +104,10 @@ class InHand(NamedTuple):
 
     number: int
     """Of all parts so far; another one means that the thread has answered since."""
-    allowed: float | None
-    """Seconds that it may take; None if nobody can say."""
+    allowed: float
+    """Seconds that it may take."""
+    what: str = "a step"
+    """Of what it is a part, for the text of a fault."""
 
 
 class ComputeThread:
@@ -117,6 +119,8 @@ class ComputeThread:
 
     def __init__(self, patience: float = PATIENCE) -> None:
         self.patience = patience
+        self._other = Bounded("work on the compute thread", FIRST * patience)
+        """What is expected of work of which nothing is said."""
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self.computing = False
         """Whether the job before is still being computed; for the ``dispatch`` of one."""
@@ -135,22 +139,24 @@ class ComputeThread:
         self,
         dispatch: Dispatch[T],
         done: Callable[[T | None, BaseException | None], None],
-        expected: ExpectedStep | None = None,
+        expected: Expected | None = None,
     ) -> None:
         """Queue a job; ``done(value, error)`` is called on the event loop that submits it.
 
         Args:
             dispatch: the first part, which returns the others.
             done: hears the fault that :meth:`give_up` was called with if the thread is stuck, at once.
-            expected: what is known of its time; a job without it may take as long as it likes.
+            expected: what is known of its time; a job without it may take :data:`~runtime.inference.step_times.FIRST`
+                times the patience.
         """
         self._submit(dispatch, done, expected)
 
-    async def run(self, work: Callable[[], T], *, outlasts: bool = False) -> T:
+    async def run(self, work: Callable[[], T], *, outlasts: bool = False, expected: Expected | None = None) -> T:
         """Run a plain function on the thread, after the jobs before it, and wait for its result.
 
         Args:
-            work: the function. It may take as long as it likes.
+            work: the function.
+            expected: as for :meth:`submit`; work that calls :meth:`got_on` has that time anew.
             outlasts: whether to wait for a thread that is stuck, because the work is to clean up after the others.
 
         Raises:
@@ -167,8 +173,14 @@ class ComputeThread:
                 future.set_result(value)  # type: ignore[arg-type]  # without an error there is a value, maybe None
 
         # Its work is all in the last part: were it in the first, the job before would not be finished yet.
-        self._submit(lambda: Computation(work), done, outlasts=outlasts)
+        self._submit(lambda: Computation(work), done, expected, outlasts=outlasts)
         return await future
+
+    def got_on(self) -> None:
+        """Say that the work in hand has made progress. Called on the compute thread, by that work."""
+        if self._in_hand is not None:  # it may be called in a test or a benchmark, on another thread
+            self._parts += 1
+            self._in_hand = self._in_hand._replace(number=self._parts)
 
     async def settle(self) -> None:
         """Wait until all jobs so far are over and whoever submitted them has heard, even of a thread that is stuck.
@@ -210,7 +222,7 @@ class ComputeThread:
         self,
         dispatch: Dispatch[Any],
         done: Callable[[Any, BaseException | None], None],
-        expected: ExpectedStep | None = None,
+        expected: Expected | None = None,
         *,
         outlasts: bool = False,
     ) -> None:
@@ -218,7 +230,7 @@ class ComputeThread:
         if self._stuck is not None and not outlasts:
             loop.call_soon(done, None, self._stuck)
             return
-        job = _Job(dispatch, done, loop, expected, self._settle)
+        job = _Job(dispatch, done, loop, expected or self._other, self._settle)
         if not outlasts:
             self._pending[job] = None
         self._jobs.put(job)
@@ -270,7 +282,7 @@ class ComputeThread:
     def _part(self, job: _Job, work: Callable[[], T]) -> tuple[T, float] | None:
         """Do a part of a job; return its result and the seconds it took. None if it failed, which was told then."""
         self._parts += 1
-        self._in_hand = InHand(self._parts, None if job.expected is None else job.expected.allowed)
+        self._in_hand = InHand(self._parts, job.expected.allowed, job.expected.what)
         began = time.monotonic()
         try:
             return work(), time.monotonic() - began

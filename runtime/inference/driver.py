@@ -24,12 +24,14 @@ from runtime.errors import (
     RuntimeFault,
     fault_named,
 )
+from runtime.inference import step_watch
 from runtime.inference.capacity import Capacity
 from runtime.inference.failure import as_fault
 from runtime.inference.lifetime import Lifetime
 from runtime.inference.placing import Placed, Placer
 from runtime.inference.progress import ProgressBoard
 from runtime.inference.protocol import (
+    AskSteps,
     AwaitReady,
     Cancel,
     CloseSequence,
@@ -43,12 +45,14 @@ from runtime.inference.protocol import (
     Sampled,
     SequenceFailed,
     StepFailed,
+    StepsHeld,
     Submit,
     Submitted,
     Token,
     Unload,
 )
 from runtime.inference.scheduler import Scheduler
+from runtime.inference.step_watch import StepWatch
 from runtime.spi import Download
 
 ANSWER_SECONDS = 30.0
@@ -182,6 +186,7 @@ class Driver(Actor):
         for reply in waiting:
             reply.answer(self._ready())
         self.context.start_task(self._expire(), "keep alive")
+        self.context.start_task(self._watch_steps(), "watch steps")
 
     async def _connect(self, placed: Placed) -> None:
         """Tell each stage the one after it, and watch them all."""
@@ -350,6 +355,34 @@ class Driver(Actor):
         except RuntimeFault as fault:
             logger.debug("{} is not told of its sequence, which is closed: {}", session, fault)
             self._close(sequence)
+
+    async def _watch_steps(self) -> None:
+        """Notice a step that was lost between two actors, of which neither hears of it."""
+        watch = StepWatch()
+        while True:
+            await asyncio.sleep(step_watch.LOOK_SECONDS)
+            if self._scheduler is None:
+                return
+            oldest = self._scheduler.oldest
+            if not watch.look(oldest):
+                continue
+            lost = watch.is_lost(await _all(map(self._steps_held, self._stages)))
+            if lost and self._scheduler is not None and self._scheduler.oldest == oldest:
+                nodes = ", ".join(stage.node for stage in self._stages)
+                self._lose(
+                    PeerUnreachable(
+                        f"step {oldest} of {self._model} was lost between its stages on {nodes}; "
+                        "ask again to place it anew"
+                    )
+                )
+                return
+
+    async def _steps_held(self, stage: ActorRef) -> StepsHeld | None:
+        try:
+            return await self.context.ask(stage, AskSteps(), step_watch.ANSWER_SECONDS)
+        except RuntimeFault as fault:
+            logger.debug("{} does not say which steps it has: {}", stage, fault)
+            return None
 
     # -- going down -------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from loguru import logger
 
 from runtime.actors import ActorRef, ActorSystem, Restart
 from runtime.cluster import ServedModel
-from runtime.errors import ActorStopped, ModelNotFound, PeerUnreachable, RuntimeFault
+from runtime.errors import ActorStopped, ModelNotFound, NodeUnhealthy, PeerUnreachable, RuntimeFault
 from runtime.inference.accelerator import is_prepared, prepare
 from runtime.inference.borrowing import Borrower, open_same
 from runtime.inference.catalogue import Catalogue
@@ -225,6 +225,8 @@ class RuntimeEngine(Engine):
                 if self._system.is_draining:
                     raise  # this node stops, and the others have no client to answer
                 refusal = fault
+                if isinstance(fault, NodeUnhealthy):
+                    patience.prolong(self._system.now())
                 continue
             final = transcript.refusal(digest, ready)
             if final is None:

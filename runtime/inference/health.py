@@ -21,7 +21,7 @@ TICK = 0.25
 """Seconds between two looks at the thread."""
 
 
-class StepWatch:
+class PartWatch:
     """Counts how long the thread is at one part of a job, without the time in which nobody looked. Pure.
 
     A process that was stopped, or a machine that slept, was so as a whole: its compute thread is not late by that.
@@ -33,7 +33,7 @@ class StepWatch:
         self._seconds = 0.0
 
     def tick(self, in_hand: InHand | None, now: float) -> float | None:
-        """Return for how many seconds the thread has been at a step that should have ended; None if it is in time."""
+        """Return for how many seconds the thread has been at a part that should have ended; None if it is in time."""
         watched, _ = self._lag.tick(now)
         if in_hand is None:
             self._number = None
@@ -42,9 +42,7 @@ class StepWatch:
             self._number, self._seconds = in_hand.number, 0.0
             return None
         self._seconds += watched
-        if in_hand.allowed is None or self._seconds < in_hand.allowed:
-            return None
-        return self._seconds
+        return None if self._seconds < in_hand.allowed else self._seconds
 
 
 class ComputeHealth:
@@ -66,21 +64,21 @@ class ComputeHealth:
 
     async def watch(self) -> None:
         """Look at the thread for ever."""
-        watch = StepWatch(monotonic())
+        watch = PartWatch(monotonic())
         while True:
             await asyncio.sleep(TICK)
             in_hand = self._compute.in_hand()
             late = watch.tick(in_hand, monotonic())
             if self.reason is None:
                 if late is not None and in_hand is not None:
-                    self._give_up(in_hand.number, late)
+                    self._give_up(in_hand, late)
             elif in_hand is None or in_hand.number != self._stuck_at:
                 self._resume()
 
-    def _give_up(self, number: int, seconds: float) -> None:
-        self._stuck_at = number
-        self.reason = f"a step has not come back from the compute thread for {seconds:.1f} s"
-        logger.error("this node is unhealthy: {}; it computes nothing until that step comes back", self.reason)
+    def _give_up(self, in_hand: InHand, seconds: float) -> None:
+        self._stuck_at = in_hand.number
+        self.reason = f"{in_hand.what} has not come back from the compute thread for {seconds:.1f} s"
+        logger.error("this node is unhealthy: {}; it computes nothing until the thread answers", self.reason)
         self._changed()
         self._compute.give_up(
             NodeUnhealthy(f"node {self._node} is unhealthy: {self.reason}; restart it if it stays so")

@@ -85,9 +85,13 @@ class Placer:
         plan, options = planned.plan, planned.options
         logger.info("placing {}: {}", model, plan.reason)
         reserved = await reserve(self._system, plan, model, next(self._epochs), driver)
+        measured = planned.request.seconds
         opened = await asyncio.gather(
             *(
-                self._open(OpenStage(model, checkpoint.digest, stage.span, options, driver, grant), stage.node)
+                self._open(
+                    OpenStage(model, checkpoint.digest, stage.span, options, driver, grant, measured.get(stage.node)),
+                    stage.node,
+                )
                 for stage, grant in zip(plan.stages, reserved, strict=True)
             )
         )

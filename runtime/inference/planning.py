@@ -74,6 +74,8 @@ class Planned(msgspec.Struct, frozen=True):
     plan: Plan
     options: LoadOptions
     workload: Workload
+    chunk: int
+    """Prompt tokens of a forward pass that were asked for; the workload has fewer if memory is short."""
     request: PlacementRequest
 
 
@@ -182,7 +184,8 @@ class Planner:
             hidden_bytes=hidden_size(checkpoint) * ITEM_BYTES[options.dtype],
             current=tuple(stage for stage in current if stage.span.total == layers),
         )
-        return Planned(Plan((), ""), options, workload, request)
+        chunk = min(self.settings.prefill_chunk, workload.context)
+        return Planned(Plan((), ""), options, workload, chunk, request)
 
     def _fits(self, checkpoint: Checkpoint, tried: Planned, changed: Asked) -> bool:
         """Whether a plan that was refused would be made if something was asked differently."""

@@ -9,7 +9,7 @@ as a stage runs it: through the model's own forward pass, with its own cache.
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import mlx.core as mx
@@ -37,8 +37,15 @@ Arriving = Any
 _DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
 
-def probe(families: Mapping[str, ModelFamily], checkpoint: Checkpoint, options: LoadOptions) -> LayerSeconds:
+def probe(
+    families: Mapping[str, ModelFamily],
+    checkpoint: Checkpoint,
+    options: LoadOptions,
+    got_on: Callable[[], None] = lambda: None,
+) -> LayerSeconds:
     """Measure every kind of layer of a model, loaded as ``options`` say. Of a checkpoint only the configuration counts.
+
+    ``got_on`` is called after each run that is timed.
 
     Raises:
         ModelUnsupported: no family runs it, it cannot be cut, or a layer of it is too large to try.
@@ -54,7 +61,7 @@ def probe(families: Mapping[str, ModelFamily], checkpoint: Checkpoint, options: 
             raise ModelUnsupported(
                 f"layer {layer} of {checkpoint.model_type} takes {shard.nbytes >> 20} MiB, more than a probe may take"
             )
-        seconds = _timed(shard, blank)
+        seconds = _timed(shard, blank, got_on)
         for index in indices:
             decode[index], prefill[index] = seconds
             sizes[index] = shard.nbytes
@@ -62,7 +69,7 @@ def probe(families: Mapping[str, ModelFamily], checkpoint: Checkpoint, options: 
         reclaim()
     last = blank.shard(total - 1, total)
     if last.nbytes <= _limit():
-        decode[-1] = max(decode[-1], _timed(last, blank)[0])
+        decode[-1] = max(decode[-1], _timed(last, blank, got_on)[0])
     else:
         # The head counts by its bytes: reading them is what decoding spends its time on.
         decode[-1] *= last.nbytes / sizes[-1]
@@ -136,7 +143,7 @@ def _pack(model: nn.Module, quantization: Mapping[str, Any]) -> None:
     nn.quantize(model, class_predicate=how)
 
 
-def _timed(shard: Shard, blank: _Blank) -> tuple[float, float]:
+def _timed(shard: Shard, blank: _Blank, got_on: Callable[[], None]) -> tuple[float, float]:
     """Return the seconds for a token, and those a token of a chunk; the best of several, as others use the machine."""
     mx.eval(shard.model.parameters())
     chunk, token = blank.inputs(shard.span.start)
@@ -145,7 +152,9 @@ def _timed(shard: Shard, blank: _Blank) -> tuple[float, float]:
     def seconds(given: Arriving, cache: list[Any]) -> float:
         start = time.perf_counter()
         mx.eval(shard.forward(given, cache), shard.state(cache))
-        return time.perf_counter() - start
+        taken = time.perf_counter() - start
+        got_on()
+        return taken
 
     chunks = []
     for _ in range(1 + CHUNKS):

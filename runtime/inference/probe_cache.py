@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +28,12 @@ class Probes:
         self._families = families
         self._folder = folder
 
-    def seconds(self, config: dict[str, Any], options: LoadOptions) -> LayerSeconds:
+    def seconds(
+        self, config: dict[str, Any], options: LoadOptions, got_on: Callable[[], None] = lambda: None
+    ) -> LayerSeconds:
         """Return what was measured for a model's configuration, measuring it if it never was.
+
+        ``got_on`` is called now and then while it is measured.
 
         Raises:
             ModelUnsupported: it cannot be measured; see :func:`runtime.inference.probe.probe`.
@@ -40,7 +44,7 @@ class Probes:
             from runtime.inference.probe import probe
 
             checkpoint = Checkpoint(Path(str(config.get("model_type"))), config, {})
-            known = probe(self._families, checkpoint, options)
+            known = probe(self._families, checkpoint, options, got_on)
             _write(file, known)
         return known
 

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from runtime.actors import ActorRef, Lane, Message, Request
 from runtime.errors import RuntimeFault
-from runtime.spi import LayerSpan, LoadOptions, Sampling
+from runtime.spi import LayerSeconds, LayerSpan, LoadOptions, Sampling
 from runtime.wire import Tensor
 
 # -- a node's stages, asked by a driver ---------------------------------------------------------------------------
@@ -43,6 +43,8 @@ class OpenStage(Request[StageOpened], frozen=True, tag="stage.open"):
     options: LoadOptions
     driver: ActorRef
     reservation: int
+    seconds: LayerSeconds | None = None
+    """What the node has measured of the model's layers, if it has been asked."""
 
 
 class LoadProgress(Message, frozen=True, tag="stage.progress"):
@@ -120,7 +122,7 @@ class Change(Struct, frozen=True, array_like=True):
 
 class Step(Message, frozen=True, tag="sequence.step"):
     """Run the model over the next token of every sequence of a micro-batch, or over a chunk of one prompt, or over
-    several whole prompts.
+    several whole prompts; or over nothing, to change caches.
 
     It goes through all stages, and the last one answers it with :class:`Sampled` or :class:`Prefilled`, whatever
     became of its sequences meanwhile; only :class:`StepFailed` takes the place of those.
@@ -182,6 +184,19 @@ class StepFailed(Message, frozen=True, tag="sequence.failed"):
     text: str
     code: str = RuntimeFault.code
     """Of the fault that it was."""
+
+
+class StepsHeld(Message, frozen=True, tag="stage.steps_held"):
+    """What a stage has in hand."""
+
+    taken: int
+    """Number of the last step that came; 0 before the first."""
+    held: tuple[int, ...]
+    """Numbers of the steps that came and have not been passed on."""
+
+
+class AskSteps(Request[StepsHeld], frozen=True, tag="stage.ask_steps"):
+    """Ask a stage which steps it has."""
 
 
 # -- a driver, asked by sessions and the engine ---------------------------------------------------------------------

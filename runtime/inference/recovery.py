@@ -20,12 +20,20 @@ class Patience:
         self._progress = now
         self._until: float | None = None
         self._tries = 0
+        self._prolonged = False
 
     def got_on(self, now: float) -> None:
         """There is a new token: what was lost before is mended."""
         self._progress = now
         self._until = None
         self._tries = 0
+        self._prolonged = False
+
+    def prolong(self, now: float) -> None:
+        """A node hung while it was to take over, which is noticed late: there is another chance without it, once."""
+        if self._until is not None and not self._prolonged:
+            self._prolonged = True
+            self._until = max(self._until, now + LEAST_SECONDS)
 
     def next_try(self, now: float) -> float | None:
         """Return the seconds to wait before the next try, none before the first; None if it is time to give up."""

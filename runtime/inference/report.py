@@ -59,6 +59,10 @@ class PlanReport(msgspec.Struct, frozen=True):
     """Tokens a sequence."""
     sequences: int
     """At once."""
+    prefill_chunk: int
+    """Prompt tokens a forward pass, at most."""
+    prefill_chunk_asked: int
+    """What the configuration asks for, as far as the context goes; more than that if memory is short."""
     dtype: str
     dequantize: bool
     reason: str
@@ -78,6 +82,8 @@ def describe(planned: Planned, nodes: tuple[NodeView, ...]) -> PlanReport:
         layers=request.layers,
         context=planned.workload.context,
         sequences=planned.workload.sequences,
+        prefill_chunk=planned.workload.prefill_chunk,
+        prefill_chunk_asked=planned.chunk,
         dtype=planned.options.dtype,
         dequantize=planned.options.dequantize,
         reason=planned.plan.reason,

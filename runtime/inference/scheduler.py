@@ -73,6 +73,11 @@ class Scheduler:
         return len(self._sequences)
 
     @property
+    def oldest(self) -> int | None:
+        """Number of the step that is in flight longest; None if there is none."""
+        return next(iter(self._flights), None)
+
+    @property
     def sequences(self) -> list[int]:
         """Ids of all sequences, running ones first."""
         return [*self._running, *self._waiting]
@@ -174,10 +179,16 @@ class Scheduler:
     # -- steps ------------------------------------------------------------------------------------------------------
 
     def issue(self) -> list[Step]:
-        """Return the steps that can start now, in the order in which they must; they are in flight from then on."""
+        """Return the steps that can start now, in the order in which they must; they are in flight from then on.
+
+        One without rows drops caches, where no other step comes to tell it.
+        """
         steps = []
         while (step := self._next()) is not None:
             steps.append(step)
+        if not self._flights and self._changes.drops:
+            # Nobody is left whose next step would tell the stages what to drop.
+            steps.append(self._launch(None, ()))
         return steps
 
     def done(self, number: int, now: float) -> tuple[int, ...]:
@@ -191,12 +202,12 @@ class Scheduler:
             state = self._sequences.get(row.sequence)
             if state is not None:
                 state.in_flight -= 1
-        if flight.batch is None:
-            self._turns.taken_in(rows)
-        else:
+        if flight.batch is not None:
             flight.batch.in_flight -= 1
             self._turns.decoded(flight.batch, now)
             self._grouping.forget_if_empty(flight.batch)
+        elif rows:  # else it only dropped caches
+            self._turns.taken_in(rows)
         return tuple(row.sequence for row in rows)
 
     def failed(self, number: int, now: float) -> tuple[int, ...]:

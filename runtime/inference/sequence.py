@@ -15,6 +15,7 @@ from runtime.inference.compute import Computation
 from runtime.inference.ghosts import State
 from runtime.inference.microbatch import MicroBatch, StageSequence
 from runtime.inference.protocol import Change, Chosen, Hidden, Prefilled, Sampled, Step
+from runtime.inference.reclaim import trim
 from runtime.inference.sampling import TokenSampler, collect_scores, sample_rows
 from runtime.inference.shard import Shard
 
@@ -73,11 +74,6 @@ class StageSequences:
                 raise
 
         return run
-
-    def drop_closed(self) -> None:
-        """Give up the caches of sequences that are closed."""
-        rows = [row.opened.sequence for batch in self._batches.values() for row in batch.rows]
-        self._drop(sequence for sequence in rows if sequence not in self._open)
 
     def _build(self, step: Step | Hidden, *, launch: bool) -> Computation[Result]:
         for change in step.changes:
@@ -273,14 +269,16 @@ class StageSequences:
         return Computation(collect, lambda: mx.async_eval(*arrays, leaving))
 
     def _empty(self, step: Step | Hidden) -> Computation[Result]:
-        """Pass a step on whose sequences are all closed: the driver counts on an answer."""
+        """Pass a step on that is only to drop caches, or whose sequences are all closed: the driver counts on it."""
 
         def collect() -> Result:
+            # The ledger takes a freed cache for promised memory, which it is only once the system has it back.
+            trim()
             if not self._shard.span.is_last:
                 return Hidden(step.number, step.batch, (), step.changes, {})
             return Prefilled(step.number) if step.batch is None else Sampled(step.number, ())
 
-        return Computation(collect)
+        return self._launching(collect)
 
 
 def _places(step: Step | Hidden) -> list[_Place]:

@@ -15,10 +15,11 @@ from runtime.errors import ActorStopped, ModelError, ModelNotFound, RuntimeFault
 from runtime.inference.accelerator import prepare
 from runtime.inference.borrowing import Borrower, PeerReader, open_same
 from runtime.inference.catalogue import Catalogue
-from runtime.inference.compute import Computation, ComputeThread
+from runtime.inference.compute import ComputeThread
 from runtime.inference.failure import as_fault
 from runtime.inference.progress import ProgressBoard
 from runtime.inference.protocol import (
+    AskSteps,
     CloseSequence,
     ConnectStage,
     Done,
@@ -30,10 +31,11 @@ from runtime.inference.protocol import (
     StageOpened,
     Step,
     StepFailed,
+    StepsHeld,
     sequences_of,
 )
-from runtime.inference.reclaim import reclaim, trim
-from runtime.inference.step_times import StepTimes
+from runtime.inference.reclaim import reclaim
+from runtime.inference.step_times import FIRST, Bounded, StepTimes, estimate, longest_read
 from runtime.inference.telemetry import emit_all
 from runtime.spi import (
     Checkpoint,
@@ -199,10 +201,14 @@ class Stage(Actor):
         self._compute = compute
         self._progress = progress
         self._telemetry = telemetry
-        self._times = StepTimes(compute.patience)
+        self._times: StepTimes | None = None
         self._shard: Shard | None = None
         self._next: ActorRef | None = None
         self._sequences: dict[int, StageSequence] = {}
+        self._taken = 0
+        """Number of the last step that came."""
+        self._held: set[int] = set()
+        """Numbers of those that are on the compute thread, or wait for it."""
         self._work: StageSequences | None = None
         self._began = False
         """Whether loading began, so that there is memory to give back."""
@@ -221,7 +227,9 @@ class Stage(Actor):
             case OpenSequence():
                 return self._open_sequence(message)
             case CloseSequence(sequence):
-                self._close_sequence(sequence)
+                self._sequences.pop(sequence, None)  # a step tells what to drop of it
+            case AskSteps():
+                return StepsHeld(self._taken, tuple(self._held))
             case ConnectStage(next):
                 self._next = next
                 if next is not None:
@@ -256,16 +264,24 @@ class Stage(Actor):
         start = self.context.now()
         self._began = True
         try:
-            shard, self._work, alone, trims = await self._compute.run(self._make_shard)
+            shard, self._work, alone, trims = await self._compute.run(self._make_shard, expected=self._expected_load())
         except Exception as error:  # noqa: BLE001 - a plugin's failure is the asker's to hear, with its reason
             reply.fail(as_fault(error, f"loading layers {order.span} of {order.model} on {self.context.node}"))
             self.context.stop_self()
             return
         self._shard, size = shard, shard.nbytes
+        self._times = StepTimes(self._compute.patience, estimate(size, order.span, order.seconds))
         seconds = self.context.now() - start
         emit_all(self._telemetry, ModelLoaded(order.model, len(order.span), size, seconds))
         logger.info("loaded layers {} of {}: {:.0f} MB in {:.1f} s", order.span, order.model, size / 1e6, seconds)
         reply.answer(StageOpened(self.context.self_ref, size, seconds, alone, trims))
+
+    def _expected_load(self) -> Bounded:
+        """Return how long loading may be without progress, which is told after each module."""
+        order, tensors = self._order, self._checkpoint.tensors
+        largest = max((tensor.nbytes for tensor in tensors.values()), default=0)
+        slow = longest_read(self._checkpoint.nbytes, largest, order.span.total)
+        return Bounded(f"loading layers {order.span} of {order.model}", max(FIRST * self._compute.patience, slow))
 
     def _make_shard(self) -> tuple[Shard, StageSequences, str | None, bool]:
         """Load the slice, and find out why the model takes one sequence at a time, if so. On the compute thread."""
@@ -280,6 +296,7 @@ class Stage(Actor):
         def report(done: int, total: int) -> None:
             if self._abandoned:
                 raise ActorStopped(f"{self.context.self_ref} was stopped while it was loading")
+            self._compute.got_on()
             self._progress(Download(order.model, "loading", done, total))
 
         shard = load_shard(self._families, self._checkpoint, order.span, order.options, report)
@@ -295,30 +312,21 @@ class Stage(Actor):
         self._sequences[message.sequence] = StageSequence(message)
         return Done()
 
-    def _close_sequence(self, sequence: int) -> None:
-        work = self._work
-        if self._sequences.pop(sequence, None) is None or self._sequences or work is None:
-            return  # the next step tells what to drop
-
-        def drop() -> None:
-            work.drop_closed()
-            # The ledger takes a freed cache for promised memory, which it is only once the system has it back.
-            trim()
-
-        self._compute.submit(lambda: Computation(drop), lambda _, error: None)
-
     def _start(self, step: Step | Hidden) -> None:
-        work = self._work
-        if work is None:
+        work, times = self._work, self._times
+        if work is None or times is None:
             raise ModelError(f"{self.context.self_ref} has no model loaded")
         compute = self._compute
+        self._taken = step.number
+        self._held.add(step.number)
         compute.submit(
             lambda: work.step(step, launch=not compute.computing),
             lambda result, error: self._finish(step, result, error),
-            self._times.expected(_tokens(step)),
+            times.expected(_tokens(step)),
         )
 
     def _finish(self, step: Step | Hidden, result: Result | None, error: BaseException | None) -> None:
+        self._held.discard(step.number)
         try:
             self._pass_on(result, error)
         except Exception as failure:  # noqa: BLE001 - whatever broke this step must not break the other sequences

@@ -84,7 +84,8 @@ class Surveyor(Actor):
         links = await self._measure_links(order.peers)
         try:
             config = json.loads(order.config)
-            seconds = await self._compute.run(lambda: self._probes.seconds(config, order.options))
+            got_on = self._compute.got_on
+            seconds = await self._compute.run(lambda: self._probes.seconds(config, order.options, got_on))
         except Exception as error:  # noqa: BLE001 - without a measurement the model is placed all the same
             reply.answer(Surveyed(None, str(as_fault(error, "measuring the layers")), links))
         else:

@@ -95,7 +95,7 @@ class PromptTurns:
         Were they issued any earlier, the prompts that come meanwhile could not be taken in with them.
         """
         stages = self._capacity.stages
-        if self._flying + self._grouping.flying > stages:
+        if self._flying > stages or self._flying + self._grouping.flying > stages + 1:
             return False
         rounds = 2 if self._pace.wants_calm else 1
         return self._round >= rounds * min(stages, len(self._grouping.batches))

@@ -42,6 +42,7 @@ from runtime.spi.placement import LayerSeconds, Link, PlacementPolicy, Placement
 from runtime.spi.source import Download, Holding, ModelFiles, ModelListing, ModelSource, Progress, RangeReader
 from runtime.spi.span import LayerSpan
 from runtime.spi.telemetry import (
+    HealthChanged,
     ModelLoaded,
     ModelUnloaded,
     PeerChanged,
@@ -66,6 +67,7 @@ __all__ = [
     "Frontend",
     "GenerationEvent",
     "GenerationRequest",
+    "HealthChanged",
     "Holding",
     "LayerCalls",
     "LayerSeconds",

@@ -40,14 +40,21 @@ class ModelUnloaded(msgspec.Struct, frozen=True):
 
 
 class PeerChanged(msgspec.Struct, frozen=True):
-    """A peer joined, became suspect or went down."""
+    """A peer joined, became unhealthy or suspect, went down, or is up again."""
 
     node: str
     state: str
-    """``up``, ``suspect`` or ``down``."""
+    """``up``, ``unhealthy`` (it is up and cannot compute), ``suspect`` or ``down``."""
 
 
-TelemetryEvent = RequestFinished | ModelLoaded | ModelUnloaded | PeerChanged
+class HealthChanged(msgspec.Struct, frozen=True):
+    """This node cannot compute any more, or it can again."""
+
+    reason: str | None
+    """Why it cannot; None if it can."""
+
+
+TelemetryEvent = RequestFinished | ModelLoaded | ModelUnloaded | PeerChanged | HealthChanged
 
 
 class Telemetry(ABC):

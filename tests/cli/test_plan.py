@@ -60,7 +60,8 @@ async def test_a_nodes_plan_is_shown_with_its_reasons_and_both_tables() -> None:
         done = await run("plan", MODEL, "--url", node.url)
     assert (done.code, done.err) == (0, "")
     assert done.out.splitlines() == [
-        "smollm2:135m: 30 layers in float32, expanded, 4 sequences of 8192 tokens",
+        "smollm2:135m: 30 layers in float32, expanded, 4 sequences of 8192 tokens, "
+        "prompts in chunks of 128 (memory is short for 512)",
         "- 30 layers cut for latency: alpha 20, beta 10",
         "- 12 ms a token",
         "- gamma would not make it faster",
@@ -83,6 +84,7 @@ async def test_a_nodes_plan_is_json_for_programs_and_the_context_is_passed_on() 
         report = json.loads((await run("plan", MODEL, "--context", "512", "--json", "--url", node.url)).out)
         refused = await run("plan", MODEL, "--context", "1", "--url", node.url)
     assert report["context"] == 512
+    assert (report["prefill_chunk"], report["prefill_chunk_asked"]) == (128, 512)
     assert [stage["last_layer"] for stage in report["stages"]] == [19, 29]
     assert refused.code == 1
     assert "What would help: more memory." in refused.err
@@ -103,6 +105,20 @@ def test_a_plan_for_the_nodes_of_a_file_needs_no_node(tmp_path: Path, model: str
     assert budgets["mini"]["takes"] == 0
     stage = report["stages"][0]
     assert stage["bytes"] == sum(part["bytes"] for part in stage["parts"]) == budgets["studio"]["takes"]
+
+
+def test_a_chunk_that_is_shortened_for_want_of_memory_is_said_beside_what_was_asked(tmp_path: Path, model: str) -> None:
+    def machine(available: str) -> str:
+        return f'[[nodes]]\nname = "a"\navailable = "{available}"\nreserve = "0B"\n'
+
+    assert "tokens, prompts in chunks of 512\n" in planned(tmp_path, model, "--context", "2048", nodes=machine("1GiB"))
+    scarce = [
+        planned(tmp_path, model, "--context", "2048", *json_too, nodes=machine("46MiB"))
+        for json_too in ((), ("--json",))
+    ]
+    assert "tokens, prompts in chunks of 128 (memory is short for 512)\n" in scarce[0]
+    report = json.loads(scarce[1])
+    assert (report["context"], report["prefill_chunk"], report["prefill_chunk_asked"]) == (2048, 128, 512)
 
 
 def test_speeds_and_links_of_the_file_are_weighed(tmp_path: Path, model: str) -> None:

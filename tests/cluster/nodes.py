@@ -38,6 +38,8 @@ class ClusterNode(Node):
         self.memory = NodeMemory(total=1000, available=800, reserve=100)
         self.held = 0
         """Bytes that its models have taken."""
+        self.unhealthy: str | None = None
+        """What it tells of its compute thread."""
         self.ledger = Ledger(self.system, lambda: self.memory, lambda: self.held)
         self.registry = Registry(self.system, self.network)
         self.membership = Membership(self.system, self.network, discovery, self.profile, settings, mode)
@@ -47,7 +49,7 @@ class ClusterNode(Node):
             part.start()
 
     def profile(self) -> NodeProfile:
-        return NodeProfile("0.1.0", "cpu", self.ledger.memory(), ("dense",))
+        return NodeProfile("0.1.0", "cpu", self.ledger.memory(), ("dense",), self.unhealthy)
 
     def sees(self) -> dict[str, PeerState]:
         """The state of each node, this one too."""

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 
 from runtime.cluster import PeerState, membership
-from runtime.spi import Discovery
+from runtime.spi import Discovery, NodeMemory
 from runtime.wire import DialState
 from tests.cluster.nodes import BRISK, ClusterNode, Seeds, cluster
 from tests.wire.loopback import eventually, log_lines
@@ -43,6 +43,25 @@ async def test_each_node_tells_what_it_is_and_how_far_away_it_is_gets_measured()
 def _rtt(node: ClusterNode, peer: str) -> float | None:
     info = node.membership.member(peer)
     return info.rtt if info else None
+
+
+async def test_listeners_hear_once_that_a_node_became_unhealthy_and_once_that_it_is_not_any_more() -> None:
+    async with cluster("a", "b") as (a, b):
+        await eventually(lambda: a.told("b"))
+        a.changes.clear()
+
+        def heard() -> list[tuple[str, PeerState, str | None]]:
+            return [(info.name, info.state, info.profile.unhealthy if info.profile else None) for info in a.changes]
+
+        for count, reason in enumerate(("a step is stuck", None), 1):
+            b.unhealthy = reason
+            for _ in range(3):
+                b.membership.report()
+            await eventually(lambda count=count: len(a.changes) == count)  # type: ignore[misc]  # mypy cannot infer a lambda's defaults
+        b.memory = NodeMemory(total=1000, available=700)
+        b.membership.report()
+        await eventually(lambda: (told := a.told("b")) is not None and told.available == 700)
+        assert heard() == [("b", UP, "a step is stuck"), ("b", UP, None)]
 
 
 async def test_a_node_that_leaves_is_down_once_with_the_reason_and_one_that_returns_is_used_again() -> None:

@@ -57,6 +57,12 @@ def register_family(register):
 '''
 
 
+def metric(node: NodeProcess, name: str) -> float:
+    """Return a sample of ``/metrics``."""
+    lines = node.http.get(f"{node.url}/metrics").raise_for_status().text.splitlines()
+    return next(float(line.removeprefix(name)) for line in lines if line.startswith(f"{name} "))
+
+
 @pytest.mark.parametrize("victim", ["a", "b"], ids=["the driver's", "another"])
 def test_a_node_whose_compute_thread_hangs_is_unhealthy_until_it_answers_and_streams_go_on_elsewhere(
     victim: str, tmp_path: Path, write_plugin: PluginWriter
@@ -101,6 +107,8 @@ def test_a_node_whose_compute_thread_hangs_is_unhealthy_until_it_answers_and_str
         assert "compute thread" in entry["reason"]
         own = next(node for node in nodes[victim].get("nodes")["nodes"] if node["state"] == "self")
         assert "compute thread" in own["reason"]
+        assert metric(witness, 'runtime_peers{state="unhealthy"}') == metric(witness, "runtime_node_healthy") == 1
+        assert metric(nodes[victim], "runtime_node_healthy") == 0
         assert set(a.layers(model)) == {witness.name}
         assert nodes[victim].get("status")["nodes"] == 2
         # Also for those who ask the unhealthy node itself.
@@ -109,6 +117,8 @@ def test_a_node_whose_compute_thread_hangs_is_unhealthy_until_it_answers_and_str
         # It answers again, and is used again.
         flag(victim).unlink()
         eventually(lambda: witness.sees()[victim] in ("up", "self"), "the node is healthy again")
+        assert metric(nodes[victim], "runtime_node_healthy") == 1
+        eventually(lambda: metric(witness, 'runtime_peers{state="unhealthy"}') == 0, "its peer shows it, too")
         a.unload(model)
         a.load(model)
         assert set(a.layers(model)) == {"a", "b"}

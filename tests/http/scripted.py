@@ -230,6 +230,8 @@ class ScriptedInspector:
             layers=30,
             context=context or 8192,
             sequences=4,
+            prefill_chunk=128,
+            prefill_chunk_asked=512,
             dtype="float32",
             dequantize=True,
             reason="30 layers cut for latency: alpha 20, beta 10; 12 ms a token; gamma would not make it faster",

@@ -10,39 +10,77 @@ import pytest
 
 from runtime.errors import NodeUnhealthy
 from runtime.inference.compute import Computation, ComputeThread, InHand
-from runtime.inference.health import TICK, ComputeHealth, StepWatch
-from runtime.inference.step_times import FACTOR, StepTimes
+from runtime.inference.health import TICK, ComputeHealth, PartWatch
+from runtime.inference.step_times import (
+    BYTES_A_SECOND,
+    FACTOR,
+    FIRST,
+    SLOWEST_READ,
+    Bounded,
+    StepTimes,
+    estimate,
+    longest_read,
+)
+from runtime.spi import LayerSeconds, LayerSpan
 from tests.wire.loopback import eventually
 
 
+def no_estimate(tokens: int) -> float:
+    return 0.0 * tokens
+
+
 def test_a_step_may_take_many_times_as_long_as_its_like_did_and_never_less_than_the_least() -> None:
-    times = StepTimes(least=5.0)
+    times = StepTimes(5.0, no_estimate)
     times.expected(1).took(0.01)
     assert times.expected(1).allowed == 5.0
     times.expected(1).took(2.0)
     assert times.expected(1).allowed == FACTOR * 2.0
 
 
-def test_the_first_step_of_a_size_is_never_late() -> None:
-    times = StepTimes(least=5.0)
+def test_the_first_step_of_a_size_may_take_long_and_as_its_like_it_may_not() -> None:
+    times = StepTimes(5.0, no_estimate)
     times.expected(1).took(0.01)
-    assert times.expected(512).allowed is None
-    times.expected(600).took(3.0)
-    assert times.expected(512).allowed == FACTOR * 3.0, "512 and 600 tokens are of one kind"
+    assert times.expected(512).allowed == FIRST * 5.0
+    times.expected(600).took(0.3)
+    assert times.expected(512).allowed == FACTOR * 0.3, "512 and 600 tokens are of one kind"
     assert times.expected(1).allowed == 5.0
 
 
+def test_the_first_step_of_a_size_is_judged_by_steps_of_other_sizes() -> None:
+    times = StepTimes(5.0, lambda tokens: 1e6)
+    times.expected(1).took(2.0)
+    assert times.expected(512).allowed == FACTOR * 2.0 * 512, "a token may take as long as it does alone"
+    times.expected(512).took(200.0)
+    assert times.expected(64).allowed == FACTOR * 200.0, "and no less than with fewer"
+
+
+def test_the_very_first_step_is_judged_by_what_was_measured_or_else_by_the_bytes_of_the_weights() -> None:
+    span = LayerSpan(1, 3, 4)
+    measured = LayerSeconds((9.0, 0.5, 0.5, 9.0), (9.0, 0.1, 0.1, 9.0))
+    assert StepTimes(5.0, estimate(10, span, measured)).expected(512).allowed == pytest.approx(
+        FACTOR * (1.0 + 512 * 0.2)
+    )
+    slice_bytes = int(BYTES_A_SECOND / 10)
+    assert StepTimes(5.0, estimate(slice_bytes, span, None)).expected(512).allowed == pytest.approx(FACTOR * 51.2)
+    assert StepTimes(5.0, estimate(10, span, None)).expected(1).allowed == FIRST * 5.0
+
+
+def test_a_slow_disk_has_time_for_the_largest_piece_of_a_model() -> None:
+    assert longest_read(int(SLOWEST_READ) * 1000, 3, 10) == pytest.approx(100.0), "all experts of a layer"
+    assert longest_read(int(SLOWEST_READ) * 1000, int(SLOWEST_READ) * 300, 10) == pytest.approx(300.0), "the embedding"
+
+
 def test_one_slow_step_is_not_the_measure_for_ever() -> None:
-    times = StepTimes(least=5.0)
+    times = StepTimes(5.0, no_estimate)
     times.expected(1).took(60.0)
     for _ in range(400):
         times.expected(1).took(0.01)
     assert times.expected(1).allowed == 5.0
 
 
-def late_after(allowed: float | None, *, gap: float = TICK, seconds: float = 60.0) -> float | None:
+def late_after(allowed: float, *, gap: float = TICK, seconds: float = 60.0) -> float | None:
     """When a step that never ends is told to be late, by looks at it that are so far apart."""
-    watch, now = StepWatch(0.0), 0.0
+    watch, now = PartWatch(0.0), 0.0
     while now < seconds:
         now += gap
         if watch.tick(InHand(1, allowed), now) is not None:
@@ -52,17 +90,16 @@ def late_after(allowed: float | None, *, gap: float = TICK, seconds: float = 60.
 
 def test_a_step_is_late_once_its_time_is_over() -> None:
     assert late_after(5.0) == pytest.approx(5.0, abs=2 * TICK)
-    assert late_after(None) is None
 
 
 def test_time_in_which_the_whole_process_stood_still_is_not_counted() -> None:
-    watch = StepWatch(0.0)
+    watch = PartWatch(0.0)
     assert watch.tick(InHand(1, 5.0), TICK) is None
     assert watch.tick(InHand(1, 5.0), TICK + 3600) is None
 
 
 def test_a_thread_that_goes_on_is_never_late_however_much_it_has_to_do() -> None:
-    watch = StepWatch(0.0)
+    watch = PartWatch(0.0)
     assert all(watch.tick(InHand(number, 0.5), number * TICK) is None for number in range(1, 200))
     assert watch.tick(None, 200 * TICK) is None
 
@@ -75,7 +112,7 @@ class Watched:
         self.told: list[str | None] = []
         self.health = ComputeHealth("n", self.compute, lambda: self.told.append(self.health.reason))
         self.gate = threading.Event()
-        self.times = StepTimes(self.compute.patience)
+        self.times = StepTimes(self.compute.patience, no_estimate)
         self.results: list[tuple[object, BaseException | None]] = []
 
     def step(self, work: object = None) -> None:
@@ -154,11 +191,51 @@ async def test_what_cleans_up_waits_for_a_thread_that_hangs(watched: Watched) ->
     assert await asyncio.wait_for(late, 10) == "late"
 
 
-async def test_a_load_may_take_as_long_as_it_likes(watched: Watched) -> None:
-    loading = asyncio.create_task(watched.compute.run(lambda: watched.gate.wait(30)))
+async def test_each_progress_of_a_load_begins_its_time_anew(watched: Watched) -> None:
+    gates = [threading.Event() for _ in range(4)]
+
+    def load() -> str:
+        for gate in gates:
+            gate.wait(30)
+            watched.compute.got_on()
+        return "loaded"
+
+    loading = asyncio.create_task(watched.compute.run(load, expected=Bounded("loading layers", 7.0)))
+    seen: list[InHand | None] = [None]
+    for gate in gates:
+        await eventually(lambda: watched.compute.in_hand() not in seen)
+        seen.append(watched.compute.in_hand())
+        gate.set()
+    assert await loading == "loaded"
+    watch = PartWatch(0.0)
+    late = [
+        watch.tick(in_hand, index * 5.0 + second)
+        for index, in_hand in enumerate(seen[1:])
+        for second in (TICK, 1.0, 2.0, 3.0, 4.0, 5.0)
+    ]
+    assert late == [None] * len(late), "20 s in all, and never 7 s without progress"
+
+
+async def test_a_load_that_hangs_makes_the_node_unhealthy_and_says_what_it_was(watched: Watched) -> None:
+    def load() -> str:
+        watched.compute.got_on()
+        watched.gate.wait(30)
+        watched.compute.got_on()
+        return "loaded"
+
+    loading = asyncio.create_task(watched.compute.run(load, expected=Bounded("loading layers 0-3 of 4 of m", 0.5)))
+    with pytest.raises(NodeUnhealthy, match=r"node n is unhealthy: loading layers 0-3 of 4 of m has not come back"):
+        await asyncio.wait_for(loading, 10)
+    assert [reason is None for reason in watched.told] == [False]
+    watched.gate.set()
+    await eventually(lambda: watched.health.reason is None)
+
+
+async def test_no_work_may_take_for_ever(watched: Watched) -> None:
+    running = asyncio.create_task(watched.compute.run(lambda: watched.gate.wait(30), outlasts=True))
     await eventually(lambda: watched.compute.in_hand() is not None)
     in_hand = watched.compute.in_hand()
     assert in_hand is not None
-    assert in_hand.allowed is None
+    assert in_hand.allowed == FIRST * watched.compute.patience
     watched.gate.set()
-    assert await loading
+    assert await running

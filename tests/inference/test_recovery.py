@@ -43,3 +43,16 @@ def test_what_the_client_is_told_has_both_reasons_and_the_code_of_the_second() -
     assert "7 tokens" in fault.message
     assert "node b was lost" in fault.message
     assert "it fits nowhere" in fault.message
+
+
+def test_a_node_that_hung_while_it_was_to_take_over_prolongs_the_time_once() -> None:
+    patience = Patience(0.0)
+    assert patience.next_try(1.0) == 0.0
+    patience.prolong(120.0)
+    assert patience.next_try(120.0) is not None
+    patience.prolong(240.0)
+    assert patience.next_try(240.0) is None
+    patience.got_on(300.0)
+    assert patience.next_try(301.0) == 0.0
+    patience.prolong(420.0)
+    assert patience.next_try(420.0) is not None

@@ -99,7 +99,7 @@ def test_a_token_that_comes_after_the_end_changes_nothing(stages: int) -> None:
     assert progress is not None
     assert progress.reason == "stop"
     assert scheduler.sampled(1, 2, 3) is None
-    assert scheduler.issue() == []
+    assert not any(step.rows for step in scheduler.issue())
     assert scheduler.done(999, 0.3) == ()
 
 

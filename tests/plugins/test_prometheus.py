@@ -10,7 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import runtime_prometheus
-from runtime.spi import ModelLoaded, ModelUnloaded, PeerChanged, RequestFinished, Telemetry
+from runtime.spi import HealthChanged, ModelLoaded, ModelUnloaded, PeerChanged, RequestFinished, Telemetry
 from runtime.spi.hookspecs import Factory, PluginContext
 from runtime_prometheus.telemetry import MAX_MODELS, OTHER, PrometheusTelemetry
 from tests.http.scripted import ScriptedEngine, serving
@@ -61,6 +61,22 @@ async def test_loads_and_peers_are_gauges_that_go_down_again() -> None:
     assert [samples[key("runtime_peers", state=state)] for state in ("up", "suspect", "down")] == [1, 0, 1]
     telemetry.emit(ModelUnloaded("m", 15))
     assert (await scrape(telemetry))[key("runtime_loaded_layers", model="m")] == 0
+
+
+async def test_nodes_that_cannot_compute_are_shown_until_they_can() -> None:
+    telemetry = PrometheusTelemetry("alpha")
+    telemetry.emit(PeerChanged("beta", "up"))
+    samples = await scrape(telemetry)
+    assert (samples[key("runtime_node_healthy")], samples[key("runtime_peers", state="unhealthy")]) == (1, 0)
+    telemetry.emit(HealthChanged("a step has not come back"))
+    telemetry.emit(PeerChanged("beta", "unhealthy"))
+    samples = await scrape(telemetry)
+    assert (samples[key("runtime_node_healthy")], samples[key("runtime_peers", state="unhealthy")]) == (0, 1)
+    assert samples[key("runtime_peers", state="up")] == 0
+    telemetry.emit(HealthChanged(None))
+    telemetry.emit(PeerChanged("beta", "up"))
+    samples = await scrape(telemetry)
+    assert (samples[key("runtime_node_healthy")], samples[key("runtime_peers", state="unhealthy")]) == (1, 0)
 
 
 async def test_names_that_clients_invent_cannot_fill_the_memory() -> None:
