@@ -94,10 +94,10 @@ def test_several_generations_share_the_pipeline_and_keep_their_texts(
     two_nodes: tuple[NodeProcess, NodeProcess],
 ) -> None:
     seeds = range(4)
-    alone = [tell(two_nodes[0], 4, temperature=1, seed=seed)["message"]["content"] for seed in seeds]
+    alone = [tell(two_nodes[0], 8, temperature=1, seed=seed)["message"]["content"] for seed in seeds]
     with ThreadPoolExecutor(len(seeds)) as pool:
         together = list(
-            pool.map(lambda seed: tell(two_nodes[seed % 2], 4, temperature=1, seed=seed)["message"]["content"], seeds)
+            pool.map(lambda seed: tell(two_nodes[seed % 2], 8, temperature=1, seed=seed)["message"]["content"], seeds)
         )
     assert together == alone
     assert len(set(alone)) == len(seeds)
