@@ -330,7 +330,8 @@ class Node:
         emit_all(self._sinks, HealthChanged(self.health.reason))
 
     async def _warm_up(self) -> None:
-        self._accelerator = await self.compute.run(prepare)
+        # However long a slow disk takes to import MLX, the model is loaded afterwards.
+        self._accelerator = await self.compute.run(prepare, outlasts=True)
         blas = self._accelerator.blas
         logger.info("computing on {} ({}) with {}", self._accelerator.device, self._accelerator.backend, blas.name)
         if blas.advice is not None:

@@ -282,9 +282,9 @@ class ComputeThread:
     def _part(self, job: _Job, work: Callable[[], T]) -> tuple[T, float] | None:
         """Do a part of a job; return its result and the seconds it took. None if it failed, which was told then."""
         self._parts += 1
-        self._in_hand = InHand(self._parts, job.expected.allowed, job.expected.what)
-        began = time.monotonic()
         try:
+            self._in_hand = InHand(self._parts, job.expected.allowed, job.expected.what)
+            began = time.monotonic()
             return work(), time.monotonic() - began
         except BaseException as error:  # noqa: BLE001 - it is handed to whoever submitted the job
             job.finish(None, error, 0.0)

@@ -44,8 +44,7 @@ class MicroBatch:
         """
         if self.rows == list(rows):
             return
-        for row in [row for row in self.rows if row not in rows]:
-            row.cache = self.leave(row)
+        self.leave([row for row in self.rows if row not in rows])
         self._keep([row for row in rows if row.batch is self])
         self._take([row for row in rows if row.batch is not self])
         if self.rows != list(rows):
@@ -56,12 +55,14 @@ class MicroBatch:
         """Forget sequences, and their caches."""
         self._keep([row for row in self.rows if row.opened.sequence not in sequences])
 
-    def leave(self, row: StageSequence) -> list[Any]:
-        """Take a sequence out, and return its cache."""
-        index = self.rows.index(row)
-        cache = self.cache if len(self.rows) == 1 else extracted(self.cache, index)
-        self._keep([each for each in self.rows if each is not row])
-        return cache
+    def leave(self, rows: Sequence[StageSequence]) -> None:
+        """Take sequences out, which have caches of their own from then on.
+
+        All at once: what the others hold is copied once, and not once for each that leaves.
+        """
+        for row in rows:
+            row.cache = self.cache if len(self.rows) == 1 else extracted(self.cache, self.rows.index(row))
+        self._keep([row for row in self.rows if row not in rows])
 
     def _keep(self, rows: list[StageSequence]) -> None:
         if rows == self.rows:
@@ -82,6 +83,8 @@ class MicroBatch:
     def _take(self, rows: list[StageSequence]) -> None:
         if not rows:
             return
+        for batch in {id(row.batch): row.batch for row in rows if row.batch is not None}.values():
+            batch.leave([row for row in rows if row.batch is batch])
         caches = [self._cache_of(row) for row in rows]
         if not self.rows:
             self.cache = caches[0] if len(caches) == 1 else merged(caches)
@@ -94,8 +97,6 @@ class MicroBatch:
         self.rows = [*self.rows, *rows]
 
     def _cache_of(self, row: StageSequence) -> list[Any]:
-        if row.batch is not None:
-            return row.batch.leave(row)
         if row.cache is None:
             if row.position:
                 raise ProtocolError(f"the cache of sequence {row.opened.sequence} was dropped at {row.position} tokens")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import mlx.core as mx
@@ -76,6 +76,7 @@ class StageSequences:
         return run
 
     def _build(self, step: Step | Hidden, *, launch: bool) -> Computation[Result]:
+        self._take_out(step.changes)
         for change in step.changes:
             self._change(change)
         places = _places(step)
@@ -104,6 +105,15 @@ class StageSequences:
             if place.sequence in self._open:
                 self._open[place.sequence].cache = None
 
+    def _take_out(self, changes: Sequence[Change]) -> None:
+        """Take those that leave their micro-batch out of it, all at once."""
+        dropped = {change.sequence for change in changes if change.length == 0}
+        kept = {change.sequence for change in changes if change.length and change.source == change.sequence}
+        for batch in self._batches.values():
+            batch.leave([row for row in batch.rows if row.opened.sequence in kept])
+            batch.drop(dropped)
+        self._forget_empty()
+
     def _change(self, change: Change) -> None:
         row = self._open.get(change.sequence)
         if change.length == 0:
@@ -111,7 +121,7 @@ class StageSequences:
         elif row is None:
             return  # it was closed since
         elif change.source == change.sequence:
-            cache = row.cache if row.batch is None else row.batch.leave(row)
+            cache = row.cache
             if cache is not None and change.length < row.position:
                 cache = beginning(cache, change.length)
             row.cache, row.position = cache, change.length

@@ -70,7 +70,7 @@ class StepTimes:
         self._least = least
         self._estimate = estimate
         self._longest: dict[int, float] = {}
-        """Seconds by kind."""
+        """Seconds by kind. Replaced, never changed: the compute thread reads it while the event loop takes notes."""
 
     def expected(self, tokens: int) -> ExpectedStep:
         """Return what is known of a step over so many tokens, of all its sequences together."""
@@ -79,17 +79,18 @@ class StepTimes:
     def allowed(self, tokens: int) -> float:
         """Return the seconds that a step may take."""
         kind = tokens.bit_length()
-        longest = self._longest.get(kind)
-        if longest is not None:
-            return max(self._least, FACTOR * longest)
+        longest = self._longest
+        if kind in longest:
+            return max(self._least, FACTOR * longest[kind])
         # A larger step takes at most as much more time as it has more tokens, and a smaller one no more time.
-        known = [seconds * 2.0 ** max(0, kind - other) for other, seconds in self._longest.items()]
+        known = [seconds * 2.0 ** max(0, kind - other) for other, seconds in longest.items()]
         return max(FIRST * self._least, FACTOR * (max(known) if known else self._estimate(tokens)))
 
     def took(self, tokens: int, seconds: float) -> None:
-        """Take note of a step."""
-        kind = tokens.bit_length()
-        self._longest[kind] = max(seconds, DECAY * self._longest.get(kind, 0.0))
+        """Take note of a step. One over no tokens, which only drops caches, says nothing of others."""
+        if tokens:
+            kind = tokens.bit_length()
+            self._longest = {**self._longest, kind: max(seconds, DECAY * self._longest.get(kind, 0.0))}
 
 
 class ExpectedStep:

@@ -97,8 +97,9 @@ class PromptTurns:
         stages = self._capacity.stages
         if self._flying > stages or self._flying + self._grouping.flying > stages + 1:
             return False
-        rounds = 2 if self._pace.wants_calm else 1
-        return self._round >= rounds * min(stages, len(self._grouping.batches))
+        # A micro-batch has a gap without prompts once all have stepped in between.
+        batches = len(self._grouping.batches)
+        return self._round >= min(stages, batches) + (batches if self._pace.wants_calm else 0)
 
     def _length(self) -> int:
         """Return the tokens of a turn."""

@@ -322,7 +322,7 @@ class _WebSocketListener(Listener):
 
         If its server closes meanwhile, asyncio's selector event loop forgets the socket that it has just accepted, and
         nobody closes it (https://github.com/python/cpython/issues/109564, open as of CPython 3.14). uvloop accepts a
-        connection in one go.
+        connection in one go. One whose TLS handshake is not over is not ours yet; its own time limit ends it.
         """
         loop = asyncio.get_running_loop()
         if isinstance(loop, SelectorEventLoop):

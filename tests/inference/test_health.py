@@ -65,6 +65,12 @@ def test_the_very_first_step_is_judged_by_what_was_measured_or_else_by_the_bytes
     assert StepTimes(5.0, estimate(10, span, None)).expected(1).allowed == FIRST * 5.0
 
 
+def test_a_step_that_only_drops_caches_is_no_measure_of_others() -> None:
+    times = StepTimes(5.0, lambda tokens: 1e6)
+    times.expected(0).took(0.001)
+    assert times.expected(512).allowed == FACTOR * 1e6
+
+
 def test_a_slow_disk_has_time_for_the_largest_piece_of_a_model() -> None:
     assert longest_read(int(SLOWEST_READ) * 1000, 3, 10) == pytest.approx(100.0), "all experts of a layer"
     assert longest_read(int(SLOWEST_READ) * 1000, int(SLOWEST_READ) * 300, 10) == pytest.approx(300.0), "the embedding"

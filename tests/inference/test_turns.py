@@ -41,3 +41,17 @@ def test_now_and_then_a_turn_is_left_out_to_see_what_decoding_takes_alone() -> N
     rounds = "".join(turn[0] for turn in pipeline.turns).split("p")[1:-1]
     assert set(rounds) == {"d", "dd"}
     assert rounds.count("dd") == pytest.approx(len(rounds) / (CALM_EVERY + 1), abs=2)
+
+
+def test_a_turn_is_left_out_where_there_are_more_micro_batches_than_stages_too() -> None:
+    pipeline = Pipeline(replace(SMALL, chunk=16, positions=100_000, context=12_000))
+    for length in (3, 9000):  # too different to share a micro-batch
+        pipeline.add(tuple(range(length)), 3000)
+    pipeline.run(until=3000)
+    pipeline.add(tuple(range(9000)), 2)
+    pipeline.turns.clear()
+    pipeline.run(until=400)
+    rounds = "".join(turn[0] for turn in pipeline.turns).split("p")[1:-1]
+    # Each of the two has to step twice without a prompt in between.
+    assert max(map(len, rounds)) == 3
+    assert rounds.count("ddd") == pytest.approx(len(rounds) / CALM_EVERY, rel=0.4)
