@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import mlx.core as mx
@@ -116,10 +116,10 @@ class StageSequences:
 
     def _change(self, change: Change) -> None:
         row = self._open.get(change.sequence)
-        if change.length == 0:
-            self._drop((change.sequence,))
-        elif row is None:
+        if row is None:
             return  # it was closed since
+        if change.length == 0:
+            row.cache, row.position = None, 0
         elif change.source == change.sequence:
             cache = row.cache
             if cache is not None and change.length < row.position:
@@ -134,17 +134,6 @@ class StageSequences:
             if source is None or source.cache is None or source.position < change.length:
                 raise ProtocolError(f"sequence {change.source} has no cache of {change.length} tokens to begin with")
             row.cache, row.position = beginning(source.cache, change.length), change.length
-
-    def _drop(self, sequences: Iterable[int]) -> None:
-        gone = set(sequences)
-        if not gone:
-            return
-        for batch in self._batches.values():
-            batch.drop(gone)
-        for sequence in gone & self._open.keys():
-            row = self._open[sequence]
-            row.cache, row.position = None, 0
-        self._forget_empty()
 
     def _forget_empty(self) -> None:
         self._batches = {name: batch for name, batch in self._batches.items() if batch.rows}
