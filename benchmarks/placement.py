@@ -40,7 +40,9 @@ def request(layers: int, nodes: int) -> PlacementRequest:
         nodes=views,
         estimate=estimate,
         seconds={
-            name: LayerSeconds((0.001 * (1 + index % 7),) * layers, (0.0001,) * layers)
+            name: LayerSeconds(
+                *((each,) * layers for each in (0.001 * (1 + index % 7), 0.0002 * (1 + index % 7), 0.0001))
+            )
             for index, name in enumerate(names)
         },
         links={(one, other): Link(0.0005, 1e8) for one in names[:16] for other in names[:16] if one != other},

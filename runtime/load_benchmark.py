@@ -46,6 +46,8 @@ WORDS = (
     "silver",
     "road",
 )
+PROMPT = 16
+"""Words of a short prompt: about as many tokens."""
 CONTEXT = 4608
 """For the long prompt."""
 LONG_PROMPT = 4000
@@ -105,9 +107,12 @@ def run_load(
         one = start.node("one", settings.threads, *fixed)
         single = start.node("single", settings.stage_threads, *fixed, load=False)
         # Cut so that both stages take about as long; that the last one has the output head counts much here.
-        pair = start.pair(
-            settings.stage_threads, *fixed, "roles.placement=minmax", "plugins.minmax.objective=throughput"
+        cut = (
+            "roles.placement=minmax",
+            "plugins.minmax.objective=throughput",
+            f"plugins.minmax.prompt_ratio={PROMPT / settings.tokens}",
         )
+        pair = start.pair(settings.stage_threads, *fixed, *cut)
         _pin((single, *pair), settings.stage_threads)
         single.load(model)
         pair[0].load(model)
@@ -124,7 +129,7 @@ def run_load(
         outside: list[float] = []
         for number in range(settings.rounds + 1):
             progress(f"round {number} of {settings.rounds}" if number else "warming up")
-            prompts = [_prompt(draw, 16) for _ in range(32)]
+            prompts = [_prompt(draw, PROMPT) for _ in range(32)]
             names = list(targets)
             for name in names[number % len(names) :] + names[: number % len(names)]:
                 target = targets[name]
@@ -142,7 +147,7 @@ def run_load(
                 asyncio.run(
                     gaps(
                         targets["one node, 8 streams"],
-                        [_prompt(draw, 16) for _ in range(8)],
+                        [_prompt(draw, PROMPT) for _ in range(8)],
                         CONTEXT - 100,
                         _prompt(draw, LONG_PROMPT),
                         CALM_SECONDS,
@@ -153,7 +158,7 @@ def run_load(
         for number in range(settings.rounds):
             progress(f"the second turn of a chat, round {number + 1} of {settings.rounds}")
             chat = _prompt(draw, CHAT_PROMPT)
-            again.append(asyncio.run(turns(targets["one node, 8 streams"], chat, f"{chat} {_prompt(draw, 16)}")))
+            again.append(asyncio.run(turns(targets["one node, 8 streams"], chat, f"{chat} {_prompt(draw, PROMPT)}")))
     busy = [(_percentile(busy, 0.99), median(calm), seconds) for calm, busy, seconds in found]
     return LoadReport(
         machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",

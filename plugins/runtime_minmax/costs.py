@@ -10,6 +10,7 @@ import numpy as np
 from runtime.spi import LayerSeconds, LayerSpan, Link, NodeView, PlacementRequest
 from runtime_minmax.constraints import Constraints
 from runtime_minmax.problem import Floats, Ints, Problem
+from runtime_minmax.settings import MinmaxSettings
 
 UNMEASURED_LAYER = 0.005
 """Seconds for a token through a layer, where no node has measured."""
@@ -17,13 +18,15 @@ UNMEASURED_LINK = Link(latency=0.0005, bandwidth=100e6)
 """A wired network of a gigabit a second."""
 
 
-def layer_seconds(request: PlacementRequest, nodes: Sequence[NodeView], prompt_ratio: float) -> Floats:
+def layer_seconds(request: PlacementRequest, nodes: Sequence[NodeView], settings: MinmaxSettings) -> Floats:
     """Return (N, L): seconds of each layer for a token and its ``prompt_ratio`` prompt tokens.
 
+    For throughput it is a token of many sequences that decode at once: the head, say, costs more beside a layer then.
     A node that has not measured counts as the slowest that has, of its own backend if there is one.
     """
     measured = {
-        node.name: np.array(seconds.decode) + prompt_ratio * np.array(seconds.prefill)
+        node.name: np.array(seconds.decode if settings.objective == "latency" else seconds.batched)
+        + settings.prompt_ratio * np.array(seconds.prefill)
         for node in nodes
         if (seconds := measured_here(request, node)) is not None
     }
@@ -40,7 +43,9 @@ def layer_seconds(request: PlacementRequest, nodes: Sequence[NodeView], prompt_r
 def measured_here(request: PlacementRequest, node: NodeView) -> LayerSeconds | None:
     """Return what the node has measured, if it is of a model with as many layers."""
     seconds = request.seconds.get(node.name)
-    if seconds is None or len(seconds.decode) != request.layers or len(seconds.prefill) != request.layers:
+    if seconds is None or any(
+        len(each) != request.layers for each in (seconds.decode, seconds.batched, seconds.prefill)
+    ):
         return None
     return seconds
 
@@ -54,12 +59,12 @@ def link(request: PlacementRequest, sender: str, receiver: str) -> Link:
 
 
 def make_problem(
-    request: PlacementRequest, nodes: Sequence[NodeView], constraints: Constraints, prompt_ratio: float
+    request: PlacementRequest, nodes: Sequence[NodeView], constraints: Constraints, settings: MinmaxSettings
 ) -> Problem:
     """Put numbers to a request. The driver may be a node that holds no layers."""
     names = [node.name for node in nodes]
-    payload = request.hidden_bytes * (1 + prompt_ratio)
-    work = np.cumsum(layer_seconds(request, nodes, prompt_ratio), axis=1)
+    payload = request.hidden_bytes * (1 + settings.prompt_ratio)
+    work = np.cumsum(layer_seconds(request, nodes, settings), axis=1)
     lo, hi = _windows(request, nodes, constraints)
     driver = request.driver or request.nodes[0].name
     hop = np.full((len(names), len(names)), UNMEASURED_LINK.latency + payload / UNMEASURED_LINK.bandwidth)

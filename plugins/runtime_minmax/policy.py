@@ -32,7 +32,7 @@ class MinmaxPlacement(PlacementPolicy):
         nodes, notes = eligible(request, able_nodes(request), settings)
         constraints = constraints_on(request, nodes, settings)
         nodes = in_order(request, nodes, constraints)
-        problem = make_problem(request, nodes, constraints, settings.prompt_ratio)
+        problem = make_problem(request, nodes, constraints, settings)
         found = (least_latency if settings.objective == "latency" else least_bottleneck)(problem)
         if found is None:
             raise PlacementRefused(_refusal(request, nodes, problem, constraints, notes))

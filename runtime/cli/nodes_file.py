@@ -5,6 +5,7 @@
     backend = "metal"              # or "cuda", "cpu"
     available = "48GiB"
     decode = 0.0021                # seconds for a token through one layer; left out, it is not known
+    batched = 0.0004               # seconds a token where 16 sequences decode at once; left out, it is decode's
     prefill = 0.0002               # seconds for a prompt token in a chunk
 
     [[links]]
@@ -42,6 +43,7 @@ class _Node(_Strict):
     """What is kept free; by default ``models.memory_reserve``."""
     backend: Literal["metal", "cuda", "cpu"] = "cpu"
     decode: _Seconds | None = None
+    batched: _Seconds | None = None
     prefill: _Seconds = 0.0
 
 
@@ -78,7 +80,11 @@ class NodesFile(_Strict):
         """Return what the file says of speeds and links, for a model of so many layers."""
         return Measures(
             seconds={
-                node.name: LayerSeconds((node.decode,) * layers, (node.prefill,) * layers)
+                node.name: LayerSeconds(
+                    decode=(node.decode,) * layers,
+                    batched=(node.decode if node.batched is None else node.batched,) * layers,
+                    prefill=(node.prefill,) * layers,
+                )
                 for node in self.nodes
                 if node.decode is not None
             },

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import psutil
@@ -19,14 +19,16 @@ from mlx.utils import tree_flatten
 
 from runtime.errors import ModelUnsupported
 from runtime.inference.anatomy import dissect
+from runtime.inference.batchable import reason_against
 from runtime.inference.loading import choose_family
 from runtime.inference.reclaim import reclaim
 from runtime.inference.shard import Shard
-from runtime.spi import Checkpoint, LayerSeconds, LayerSpan, LoadOptions, ModelFamily
+from runtime.spi import BATCHED, Checkpoint, LayerSeconds, LayerSpan, LoadOptions, ModelFamily
 
 PREFILL_TOKENS = 32
 CHUNKS = 2
 TOKENS = 8
+BATCHES = 4
 """Runs of each that are timed."""
 SHARE_OF_MEMORY = 0.5
 """Of what is available, that a probe may take."""
@@ -52,7 +54,8 @@ def probe(
     """
     blank = _Blank(choose_family(families, checkpoint), checkpoint, options)
     total = checkpoint.num_layers
-    decode, prefill, sizes = [0.0] * total, [0.0] * total, [0] * total
+    taken: list[_Taken] = [_Taken(0.0, 0.0, 0.0)] * total
+    sizes = [0] * total
     for indices in blank.kinds():
         # Neither the first nor the last layer if there is another: those come with the embedding and the head.
         layer = indices[len(indices) // 2]
@@ -63,19 +66,29 @@ def probe(
             )
         seconds = _timed(shard, blank, got_on)
         for index in indices:
-            decode[index], prefill[index] = seconds
-            sizes[index] = shard.nbytes
+            taken[index], sizes[index] = seconds, shard.nbytes
         del shard
         reclaim()
     last = blank.shard(total - 1, total)
     if last.nbytes <= _limit():
-        decode[-1] = max(decode[-1], _timed(last, blank, got_on)[0])
+        found = _timed(last, blank, got_on)
+        decode, batched = max(taken[-1].decode, found.decode), max(taken[-1].batched, found.batched)
     else:
-        # The head counts by its bytes: reading them is what decoding spends its time on.
-        decode[-1] *= last.nbytes / sizes[-1]
+        # The head counts by its bytes: each is read, and has its share of the products, once a step.
+        larger = last.nbytes / sizes[-1]
+        decode, batched = taken[-1].decode * larger, taken[-1].batched * larger
+    taken[-1] = taken[-1]._replace(decode=decode, batched=batched)
     del last
     reclaim()
-    return LayerSeconds(tuple(decode), tuple(prefill))
+    return LayerSeconds(*(tuple(each) for each in zip(*taken, strict=True)))
+
+
+class _Taken(NamedTuple):
+    """A layer's seconds, as :class:`~runtime.spi.LayerSeconds` has them."""
+
+    decode: float
+    batched: float
+    prefill: float
 
 
 class _Blank:
@@ -86,6 +99,8 @@ class _Blank:
         self._checkpoint = checkpoint
         self._options = options
         self._calls = family.layer_calls(checkpoint.config)
+        self.batches = reason_against(family, checkpoint) is None
+        """Whether several sequences may decode in one step."""
 
     def kinds(self) -> list[list[int]]:
         """Return the layers, those together that take the same time."""
@@ -106,12 +121,13 @@ class _Blank:
         shard.model.eval()
         return shard
 
-    def inputs(self, start: int) -> tuple[Arriving, Arriving]:
+    def inputs(self, start: int, sequences: int = 1) -> tuple[Arriving, Arriving]:
         """Return what a stage that starts at this layer is given for a chunk, and then for a token, at random.
 
-        What comes from the stage before is found by running the layers before, lazily: nothing of them is evaluated.
+        Of each of so many sequences. What comes from the stage before is found by running the layers before, lazily:
+        nothing of them is evaluated.
         """
-        chunk, token = (mx.zeros((1, length), dtype=mx.int32) for length in (PREFILL_TOKENS, 1))
+        chunk, token = (mx.zeros((sequences, length), dtype=mx.int32) for length in (PREFILL_TOKENS, 1))
         if start == 0:
             return chunk, token
         before = self.shard(0, start)
@@ -143,8 +159,8 @@ def _pack(model: nn.Module, quantization: Mapping[str, Any]) -> None:
     nn.quantize(model, class_predicate=how)
 
 
-def _timed(shard: Shard, blank: _Blank, got_on: Callable[[], None]) -> tuple[float, float]:
-    """Return the seconds for a token, and those a token of a chunk; the best of several, as others use the machine."""
+def _timed(shard: Shard, blank: _Blank, got_on: Callable[[], None]) -> _Taken:
+    """Measure a slice; the best of several runs counts, as others use the machine."""
     mx.eval(shard.model.parameters())
     chunk, token = blank.inputs(shard.span.start)
     mx.eval(chunk, token)
@@ -162,7 +178,14 @@ def _timed(shard: Shard, blank: _Blank, got_on: Callable[[], None]) -> tuple[flo
         chunks.append(seconds(chunk, cache))
     tokens = [seconds(token, cache) for _ in range(1 + TOKENS)]
     # The first of each compiles kernels and fills buffers.
-    return min(tokens[1:]), min(chunks[1:]) / PREFILL_TOKENS
+    decode, prefill = min(tokens[1:]), min(chunks[1:]) / PREFILL_TOKENS
+    if not blank.batches:
+        return _Taken(decode, decode, prefill)
+    together = shard.new_cache([0] * BATCHED)
+    _, batch = blank.inputs(shard.span.start, BATCHED)
+    mx.eval(batch)
+    batches = [seconds(batch, together) for _ in range(1 + BATCHES)]
+    return _Taken(decode, min(batches[1:]) / BATCHED, prefill)
 
 
 def _limit() -> float:

@@ -172,7 +172,7 @@ class Surveys:
 
 
 def _is_possible(seconds: LayerSeconds) -> bool:
-    return all(_is_duration(each) for each in (*seconds.decode, *seconds.prefill))
+    return all(_is_duration(each) for each in (*seconds.decode, *seconds.batched, *seconds.prefill))
 
 
 def _is_link(link: Link) -> bool:

@@ -38,7 +38,15 @@ from runtime.spi.frontend import Frontend
 from runtime.spi.hookspecs import ENTRY_POINT_GROUP, PROJECT, hookimpl
 from runtime.spi.layer_calls import LayerCalls
 from runtime.spi.memory import MemoryEstimate, MemoryEstimator, Part, Workload
-from runtime.spi.placement import LayerSeconds, Link, PlacementPolicy, PlacementRequest, Plan, StagePlan
+from runtime.spi.placement import (
+    BATCHED,
+    LayerSeconds,
+    Link,
+    PlacementPolicy,
+    PlacementRequest,
+    Plan,
+    StagePlan,
+)
 from runtime.spi.source import Download, Holding, ModelFiles, ModelListing, ModelSource, Progress, RangeReader
 from runtime.spi.span import LayerSpan
 from runtime.spi.telemetry import (
@@ -52,6 +60,7 @@ from runtime.spi.telemetry import (
 )
 
 __all__ = [
+    "BATCHED",
     "ENTRY_POINT_GROUP",
     "PROJECT",
     "Chat",

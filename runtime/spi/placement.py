@@ -28,13 +28,19 @@ class Plan(msgspec.Struct, frozen=True):
     reason: str
 
 
+BATCHED = 16
+"""Sequences of a decode step for :attr:`LayerSeconds.batched`."""
+
+
 class LayerSeconds(msgspec.Struct, frozen=True):
-    """How long one node takes for each layer of a model, measured there."""
+    """How long one node takes for each layer of a model, measured there. The output head is with the last layer's."""
 
     decode: tuple[float, ...]
-    """Seconds for one token through each layer; the last layer's include the output head."""
+    """Seconds for one token of one sequence through each layer: mostly the reading of the weights."""
+    batched: tuple[float, ...]
+    """Seconds a token through each layer where :data:`BATCHED` sequences decode in one step."""
     prefill: tuple[float, ...]
-    """Seconds a token for a chunk of prompt tokens through each layer."""
+    """Seconds a token for a chunk of prompt tokens through each layer; without the head, which takes no part."""
 
 
 class Link(msgspec.Struct, frozen=True):

@@ -56,7 +56,7 @@ def test_the_first_step_of_a_size_is_judged_by_steps_of_other_sizes() -> None:
 
 def test_the_very_first_step_is_judged_by_what_was_measured_or_else_by_the_bytes_of_the_weights() -> None:
     span = LayerSpan(1, 3, 4)
-    measured = LayerSeconds((9.0, 0.5, 0.5, 9.0), (9.0, 0.1, 0.1, 9.0))
+    measured = LayerSeconds((9.0, 0.5, 0.5, 9.0), (9.0, 0.2, 0.2, 9.0), (9.0, 0.1, 0.1, 9.0))
     assert StepTimes(5.0, estimate(10, span, measured)).expected(512).allowed == pytest.approx(
         FACTOR * (1.0 + 512 * 0.2)
     )

@@ -49,12 +49,19 @@ def measured(settings: dict[str, Any], options: LoadOptions = FLOAT32) -> LayerS
 
 def test_every_layer_has_its_time_and_the_last_one_that_of_the_head_too() -> None:
     seconds = measured(config())
-    assert len(seconds.decode) == len(seconds.prefill) == 6
-    assert min(seconds.decode) > 0
-    assert min(seconds.prefill) > 0
+    assert len(seconds.decode) == len(seconds.batched) == len(seconds.prefill) == 6
+    assert min(*seconds.decode, *seconds.batched, *seconds.prefill) > 0
     # Layers of one kind are measured once.
-    assert len(set(seconds.decode[:-1])) == 1
+    assert len(set(seconds.decode[:-1])) == len(set(seconds.batched[:-1])) == 1
     assert seconds.decode[-1] > seconds.decode[0]
+    assert seconds.batched[-1] > seconds.batched[0]
+
+
+def test_a_token_of_many_sequences_takes_less_than_one_alone_if_they_may_decode_together() -> None:
+    wide = measured(config(vocab_size=300, intermediate_size=1 << 15))
+    assert wide.batched[0] < wide.decode[0] / 2
+    alone = probe({"dense": DenseFamily()}, checkpoint(tiny_config("gemma2")), FLOAT32)
+    assert alone.batched == alone.decode
 
 
 def test_a_model_of_one_layer_can_be_measured() -> None:
@@ -88,7 +95,7 @@ def test_packed_weights_are_measured_packed(mode: str, monkeypatch: pytest.Monke
 def test_experts_states_and_what_crosses_a_cut_are_measured_too(module: str) -> None:
     families: dict[str, ModelFamily] = {"dense": DenseFamily(), "moe": MoeFamily(), "crossing": CrossingFamily()}
     seconds = probe(families, checkpoint(tiny_config(module)), FLOAT32)
-    assert min(*seconds.decode, *seconds.prefill) > 0
+    assert min(*seconds.decode, *seconds.batched, *seconds.prefill) > 0
 
 
 def test_layers_of_different_kinds_are_measured_each() -> None:
@@ -117,7 +124,8 @@ def test_a_layer_that_is_too_large_is_refused_and_a_head_counts_by_its_bytes(mon
     monkeypatch.setattr(probing, "_limit", lambda: float(layer))
     seconds = measured(config())
     head = 4 * (64 + 64 * 30000)
-    assert seconds.decode[-1] == pytest.approx(seconds.decode[0] * (layer + head) / layer)
+    for each in (seconds.decode, seconds.batched):
+        assert each[-1] == pytest.approx(each[0] * (layer + head) / layer)
 
 
 # -- on disk ----------------------------------------------------------------------------------------------------------

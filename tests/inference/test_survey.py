@@ -184,8 +184,8 @@ async def test_what_a_node_cannot_have_measured_is_not_counted(wrong: float) -> 
         "g": Link(0.001, -1e9),
         "h": Link(0.001, 1e-300),
     }
-    for decode, prefill in ((wrong, 0.01), (0.01, wrong)):
-        answer = Surveyed(LayerSeconds((0.01, decode), (0.01, prefill)), "", said)
+    for decode, batched, prefill in ((wrong, 0.01, 0.01), (0.01, wrong, 0.01), (0.01, 0.01, wrong)):
+        answer = Surveyed(LayerSeconds((0.01, decode), (0.01, batched), (0.01, prefill)), "", said)
         surveys = Surveys(cast(ActorSystem, Answering(answer)))
         async with log_lines("WARNING") as lines:
             measures = await surveys(Checkpoint(Path(), {}, {}), FLOAT32, TWO)

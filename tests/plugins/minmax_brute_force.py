@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import combinations, pairwise, permutations
 
+from msgspec import structs
+
 from runtime.spi import LayerSpan, Link, PlacementRequest
 from runtime_minmax.costs import UNMEASURED_LINK
 from runtime_minmax.settings import MinmaxSettings, pinned_layers
@@ -42,6 +44,14 @@ def way(request: PlacementRequest, sender: str, receiver: str) -> Link:
     if sender == receiver:
         return Link(0.0, float("inf"))
     return request.links.get((sender, receiver)) or request.links.get((receiver, sender)) or UNMEASURED_LINK
+
+
+def weighed(request: PlacementRequest, objective: str) -> PlacementRequest:
+    """Return the request with the seconds of a token that the objective looks at in ``decode``."""
+    if objective == "latency":
+        return request
+    seconds = {name: structs.replace(each, decode=each.batched) for name, each in request.seconds.items()}
+    return structs.replace(request, seconds=seconds)
 
 
 def busy(request: PlacementRequest, name: str, start: int, stop: int, ratio: float) -> float:

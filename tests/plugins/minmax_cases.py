@@ -25,7 +25,7 @@ def a_node(name: str, mebibytes: int = 1000, families: tuple[str, ...] = ("dense
 
 
 def steady(layers: int, milliseconds: float) -> LayerSeconds:
-    return LayerSeconds((milliseconds * MS,) * layers, (0.0,) * layers)
+    return LayerSeconds((milliseconds * MS,) * layers, (milliseconds * MS,) * layers, (0.0,) * layers)
 
 
 def a_request(layers: int, nodes: tuple[NodeView, ...], **known: Any) -> PlacementRequest:
@@ -74,10 +74,7 @@ def requests(draw: st.DrawFn, nodes: int = 4) -> tuple[PlacementRequest, dict[st
     # No times that vanish beside others in a sum: what is best would be a matter of rounding.
     times = st.just(0.0) | st.floats(1e-6, 0.01)
     seconds = {
-        name: LayerSeconds(
-            tuple(draw(st.lists(times, min_size=layers, max_size=layers))),
-            tuple(draw(st.lists(times, min_size=layers, max_size=layers))),
-        )
+        name: LayerSeconds(*(tuple(draw(st.lists(times, min_size=layers, max_size=layers))) for _ in range(3)))
         for name in names
     }
     measured = draw(st.sets(st.sampled_from(list(permutations(names, 2))))) if len(names) > 1 else set()

@@ -12,7 +12,7 @@ from msgspec import structs
 from runtime.spi import PlacementRequest
 from runtime_minmax import search
 from runtime_minmax.settings import MinmaxSettings
-from tests.plugins.minmax_brute_force import bottleneck, every_cut, latency, permitted
+from tests.plugins.minmax_brute_force import bottleneck, every_cut, latency, permitted, weighed
 from tests.plugins.minmax_cases import Cut, found, requests
 
 
@@ -45,6 +45,7 @@ def check(request: PlacementRequest, objective: str, configured: dict[str, Any],
     if best is None:
         return
     assert permitted(request, MinmaxSettings(**configured), best)
+    request = weighed(request, objective)
     if objective == "throughput":
         least = min(bottleneck(request, cut, ratio) for cut in cuts)
         assert bottleneck(request, best, ratio) == pytest.approx(least, rel=1e-9, abs=1e-12)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec import structs
+
 from runtime.spi import LayerSeconds
 from tests.plugins.minmax_cases import MS, a_node, a_request, links, placed, reason, steady
 
@@ -72,13 +74,24 @@ def test_throughput_drops_a_node_whose_line_would_be_the_bottleneck() -> None:
     assert {name for name, _, _ in placed(request, objective="throughput")} == {"a", "b"}
 
 
+def test_throughput_weighs_a_token_of_many_that_decode_at_once_and_latency_that_of_one() -> None:
+    alone = (1 * MS,) * 9 + (2 * MS,)
+    together = (1 * MS,) * 9 + (9 * MS,)  # a head, whose products are many
+    seconds = LayerSeconds(alone, together, (0.0,) * 10)
+    both = {"a": seconds, "b": seconds}
+    request = a_request(10, (a_node("a"), a_node("b")), seconds=both, links=links(0.0, "a", "b"))
+    assert [stop - start for _, start, stop in placed(request, objective="throughput")] == [9, 1]
+    slower = structs.replace(request, seconds={"a": structs.replace(seconds, decode=(3 * MS,) * 10), "b": seconds})
+    assert placed(slower, objective="latency") == (("b", 0, 10),)
+
+
 def test_prompt_tokens_count_by_their_ratio() -> None:
     request = a_request(
         4,
         (a_node("reads"), a_node("writes")),
         seconds={
-            "reads": LayerSeconds((2 * MS,) * 4, (0.1 * MS,) * 4),
-            "writes": LayerSeconds((1 * MS,) * 4, (1 * MS,) * 4),
+            "reads": LayerSeconds((2 * MS,) * 4, (2 * MS,) * 4, (0.1 * MS,) * 4),
+            "writes": LayerSeconds((1 * MS,) * 4, (1 * MS,) * 4, (1 * MS,) * 4),
         },
         links=links(0.0, "reads", "writes"),
     )

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from runtime.spi import LayerSpan, PlacementRequest, StagePlan
-from tests.plugins.minmax_brute_force import bottleneck, latency
+from tests.plugins.minmax_brute_force import bottleneck, latency, weighed
 from tests.plugins.minmax_cases import a_node, a_request, found, links, placed, reason, requests, steady, three
 
 
@@ -34,6 +34,7 @@ def test_a_further_node_moves_nothing_unless_it_makes_the_model_faster(
     if newcomer not in {name for name, _, _ in after}:
         assert after == before
     else:
+        wider = weighed(wider, objective)
         assert cost(wider, after, ratio) < cost(wider, before, ratio)
 
 
