@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 from collections.abc import Callable
+from time import perf_counter
 from typing import ClassVar
 
 from loguru import logger
@@ -113,17 +114,17 @@ class Surveyor(Actor):
         except RuntimeFault as fault:
             logger.debug("the link to {} is not measured: {}", peer, fault)
             return None
-        pinged = self._rtt(peer)
-        rtt = empty if pinged is None else min(empty, pinged)
+        # A ping that came back within one tick of the event loop's clock, which may be a millisecond, says nothing.
+        rtt = min(empty, self._rtt(peer) or empty)
         # The difference of two noisy times; a link is no more than ten times as fast as both together look.
         return Link(latency=rtt / 2, bandwidth=ECHO_BYTES / max(full - empty, full / 10))
 
     async def _echo(self, peer: str, size: int) -> float:
-        start = self.context.now()
+        start = perf_counter()  # the event loop's clock is too coarse, see _measure
         await self.context.ask(
             ActorRef(peer, f"/{SURVEYOR}"), Echo(Tensor("uint8", (size,), bytes(size))), ECHO_SECONDS
         )
-        return self.context.now() - start
+        return perf_counter() - start
 
 
 class Surveys:

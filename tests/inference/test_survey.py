@@ -66,6 +66,19 @@ async def test_a_policy_that_weighs_them_is_told_every_nodes_speed_and_every_lin
         assert ECHO_BYTES / 10 < link.bandwidth < 1e12
 
 
+async def test_links_are_measured_by_a_finer_clock_than_the_event_loops(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = Weighing()
+    async with serving("a", "b", folders={"tiny": folder}, policy=policy, probes=tmp_path) as (a, b):
+        for node in (a, b):  # as coarse as can be
+            monkeypatch.setattr(node.system, "now", lambda: 0.0)
+        await tokens(a, request(max_tokens=2))
+    (told,) = policy.requests
+    assert told.links.keys() == {("a", "b"), ("b", "a")}
+    assert all(0 < link.latency < 1 and link.bandwidth < 1e12 for link in told.links.values())
+
+
 async def test_a_policy_that_does_not_weigh_them_and_a_node_that_is_alone_are_not_asked(
     folder: Path, tmp_path: Path
 ) -> None:
