@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Sequence
 from itertools import pairwise
+from statistics import median
 from urllib.parse import urlsplit
 
 import msgspec
@@ -89,13 +90,26 @@ async def together(target: Target, prompts: Sequence[str], tokens: int) -> float
     return sum(stream.tokens for stream in streams) / (time.perf_counter() - began)
 
 
-async def gaps(
-    target: Target, prompts: Sequence[str], tokens: int, long_prompt: str, calm_seconds: float
-) -> tuple[list[float], list[float], float]:
-    """Return gaps between the events of streams without a long prompt and beside it, and how long it took in seconds.
+class Gaps(msgspec.Struct, frozen=True):
+    """Seconds between the events of streams before a long prompt came, while it was taken in, and after it."""
 
-    Those without are of ``calm_seconds`` before it and as many after it: the longer texts are, the longer the gaps.
-    """
+    before: list[float]
+    beside: list[float]
+    after: list[float]
+    seconds: float
+    """That the long prompt took."""
+
+    @property
+    def usual(self) -> float:
+        """The median gap without the prompt, at texts as long as they were half way through it.
+
+        The longer texts are the longer gaps get, about linearly; so it is the mean of what it was before and after.
+        """
+        return (median(self.before) + median(self.after)) / 2
+
+
+async def gaps(target: Target, prompts: Sequence[str], tokens: int, long_prompt: str, calm_seconds: float) -> Gaps:
+    """Measure gaps without a long prompt for ``calm_seconds``, beside it, and for as long after it."""
     streams = [Stream() for _ in prompts]
     async with asyncio.TaskGroup() as running:
         tasks = [
@@ -109,14 +123,16 @@ async def gaps(
         await asyncio.sleep(calm_seconds)
         for task in tasks:
             task.cancel()
-    calm, busy = [], []
+    found = Gaps([], [], [], finished - began)
     for stream in streams:
-        for before, after in pairwise(stream.times):
-            if (began - calm_seconds < before and after < began) or before > finished:
-                calm.append(after - before)
-            elif before < finished and after > began:
-                busy.append(after - before)
-    return calm, busy, finished - began
+        for earlier, later in pairwise(stream.times):
+            if earlier > finished:
+                found.after.append(later - earlier)
+            elif later > began:
+                found.beside.append(later - earlier)
+            elif earlier > began - calm_seconds:
+                found.before.append(later - earlier)
+    return found
 
 
 async def turns(target: Target, first: str, second: str) -> float:

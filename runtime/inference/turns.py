@@ -40,6 +40,8 @@ class PromptTurns:
 
     def add(self, state: ScheduledSequence) -> None:
         """A sequence has more prompt to take in; it waits for those that came before."""
+        if state.fed == state.cached:
+            self._pace.begins()
         self._prompts.append(state)
 
     def leave(self, state: ScheduledSequence) -> None:

@@ -142,6 +142,18 @@ def test_no_heat_and_no_nucleus_take_the_likeliest_token(sampling: Sampling) -> 
     assert drawn(sampling) == [int(greedy(logits(position)).item()) for position in range(24)]
 
 
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16], ids=str)
+def test_greedy_takes_what_mlx_lm_takes_of_its_log_probabilities_in_every_dtype(dtype: mx.Dtype) -> None:
+    greedy: Callable[[mx.array], mx.array] = make_sampler(temp=0.0)
+    rows = mx.concatenate([logits(seed) / 30 for seed in range(200)]).astype(dtype)
+    theirs = greedy(rows - mx.logsumexp(rows, axis=-1, keepdims=True)).tolist()
+    samplers = [sampler(Sampling(temperature=0)) for _ in theirs]
+    assert sample_rows(samplers, rows, range(200))[0].tolist() == theirs
+    assert [int(one(rows[index : index + 1], 0)[0].item()) for index, one in enumerate(samplers)] == theirs
+    # In 16 bits the likeliest is often equal to others once the logarithm is taken off, and then the first counts.
+    assert (mx.argmax(rows, axis=-1).tolist() == theirs) == (dtype == mx.float32)
+
+
 @pytest.mark.parametrize("top_k", [VOCABULARY, VOCABULARY + 1, 2**31])
 def test_a_top_k_of_the_whole_vocabulary_or_more_is_off(top_k: int) -> None:
     assert drawn(Sampling(top_k=top_k)) == drawn(Sampling())
