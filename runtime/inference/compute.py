@@ -43,6 +43,8 @@ class Computation(NamedTuple, Generic[T_co]):
 
     collect: Callable[[], T_co]
     launch: Callable[[], None] = _nothing
+    teaches: bool = True
+    """Whether the time that it takes says what another job of its size takes."""
 
 
 Dispatch = Callable[[], Computation[T]]
@@ -73,19 +75,22 @@ class _Job:
         assert dispatch is not None  # noqa: S101 - the thread takes a job off its queue once
         return dispatch
 
-    def finish(self, value: Any, error: BaseException | None, seconds: float) -> None:
-        """Hand the result to the event loop. Called on the compute thread."""
+    def finish(self, value: Any, error: BaseException | None, seconds: float | None) -> None:
+        """Hand the result to the event loop. Called on the compute thread.
+
+        ``seconds`` is what it took; None if that teaches nothing.
+        """
         try:
             self.loop.call_soon_threadsafe(self._deliver, value, error, seconds)
         except RuntimeError:
             # The loop closed while the job ran: the node is gone, and with it whoever wanted the result.
             return
 
-    def _deliver(self, value: Any, error: BaseException | None, seconds: float) -> None:
+    def _deliver(self, value: Any, error: BaseException | None, seconds: float | None) -> None:
         if self.lost:
             return
         self.settled(self)
-        if error is None:
+        if seconds is not None:
             self.expected.took(seconds)
         self.done(value, error)
 
@@ -277,7 +282,7 @@ class ComputeThread:
         done = self._part(built.job, built.computation.collect)
         if done is not None:
             value, seconds = done
-            built.job.finish(value, None, built.seconds + seconds)
+            built.job.finish(value, None, built.seconds + seconds if built.computation.teaches else None)
 
     def _part(self, job: _Job, work: Callable[[], T]) -> tuple[T, float] | None:
         """Do a part of a job; return its result and the seconds it took. None if it failed, which was told then."""
@@ -287,7 +292,7 @@ class ComputeThread:
             began = time.monotonic()
             return work(), time.monotonic() - began
         except BaseException as error:  # noqa: BLE001 - it is handed to whoever submitted the job
-            job.finish(None, error, 0.0)
+            job.finish(None, error, None)
             return None
         finally:
             self._in_hand = None

@@ -63,7 +63,9 @@ class StageSequences:
         except BaseException:
             self._abandon(step)
             raise
-        return Computation(self._or_abandon(step, built.collect), self._or_abandon(step, built.launch))
+        return built._replace(
+            collect=self._or_abandon(step, built.collect), launch=self._or_abandon(step, built.launch)
+        )
 
     def _or_abandon(self, step: Step | Hidden, part: Callable[[], T]) -> Callable[[], T]:
         def run() -> T:
@@ -277,7 +279,7 @@ class StageSequences:
                 return Hidden(step.number, step.batch, (), step.changes, {})
             return Prefilled(step.number) if step.batch is None else Sampled(step.number, ())
 
-        return self._launching(collect)
+        return self._launching(collect)._replace(teaches=False)
 
 
 def _places(step: Step | Hidden) -> list[_Place]:

@@ -15,7 +15,7 @@ from runtime.inference.pace import LEAST_CHUNK, Pace
 from runtime.inference.protocol import Row
 from runtime.inference.scheduled import ScheduledSequence
 
-TOGETHER = 256
+TOGETHER = 128
 """Positions of prompts, padded to one length, up to which they are taken in at once. The weights are read once for all
 of them; with more, the products are as fast as they get, and the first of them would wait for the last."""
 

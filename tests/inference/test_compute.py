@@ -104,6 +104,34 @@ async def test_a_failure_in_any_part_reaches_who_submitted_it_and_nobody_else(co
     assert recorder.results == {1: 10, 2: first, 3: 30, 4: second, 5: 50, 6: third, 7: 70}
 
 
+class Noted:
+    """Writes down the times of a kind of job."""
+
+    what = "a job"
+    allowed = 10.0
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def took(self, seconds: float) -> None:
+        self.times.append(seconds)
+
+
+async def test_the_time_of_a_job_is_noted_unless_it_failed_or_teaches_nothing(compute: ComputeThread) -> None:
+    def fails() -> Computation[int]:
+        raise ValueError
+
+    noted = [Noted(), Noted(), Noted()]
+    results: list[object] = []
+    for times, dispatch in zip(
+        noted, (lambda: Computation(lambda: 1), lambda: Computation(lambda: 2, teaches=False), fails), strict=True
+    ):
+        compute.submit(dispatch, lambda value, error: results.append(value), times)
+    await eventually(lambda: len(results) == 3)
+    assert results == [1, 2, None]
+    assert [len(times.times) for times in noted] == [1, 0, 0]
+
+
 async def test_done_is_called_on_the_event_loop(compute: ComputeThread) -> None:
     heard: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     compute.submit(

@@ -125,7 +125,9 @@ def test_a_step_of_a_sequence_that_was_closed_is_answered_all_the_same(whole: Sh
     for shard in (whole, load(tiny, 0, 2)):
         sequence = Alone(shard)
         sequence.open.clear()
-        answer = sequence.start(0, (4,), sample=sample).collect()
+        built = sequence.start(0, (4,), sample=sample)
+        assert not built.teaches, "its time says nothing of a step that computes"
+        answer = built.collect()
         if not shard.span.is_last:
             assert answer == Hidden(9, 1 if sample else None, (), (), {})
         else:
